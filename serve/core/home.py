@@ -1,0 +1,122 @@
+"""The platform's home folder and how the command finds a running platform in it.
+
+Standard library only: every `serve` command imports this.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformInfo:
+    """Content of `platform.json`: a platform that runs, or that ended without cleaning up (then `pid` is dead)."""
+
+    url: str
+    admin_url: str
+    pid: int
+    version: str
+    started_wall_ns: int
+
+
+class Home:
+    """Paths below the home (`SERVE_HOME`, default `~/.servezero`). Creating it makes it private (0700)."""
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        chosen = path or os.environ.get("SERVE_HOME") or Path.home() / ".servezero"
+        self.path = Path(chosen).expanduser().absolute()
+
+    def create(self) -> None:
+        """Make the folders. Raises OSError where the home cannot be written."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.chmod(0o700)
+        for folder in (self.journal, self.store, self.logs, self.run):
+            folder.mkdir(mode=0o700, exist_ok=True)
+
+    @property
+    def lock(self) -> Path:
+        """flock'ed by the running platform."""
+        return self.path / "lock"
+
+    @property
+    def info_file(self) -> Path:
+        return self.path / "platform.json"
+
+    @property
+    def token_file(self) -> Path:
+        return self.path / "token"
+
+    @property
+    def registry(self) -> Path:
+        return self.path / "registry.db"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.db"
+
+    @property
+    def prices(self) -> Path:
+        """The operator's price book; the built-in one applies where the file is missing."""
+        return self.path / "prices.yaml"
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal"
+
+    @property
+    def store(self) -> Path:
+        return self.path / "store"
+
+    @property
+    def logs(self) -> Path:
+        """`platform.log`, and `replicas/<deployment>/<replica id>.log`."""
+        return self.path / "logs"
+
+    @property
+    def run(self) -> Path:
+        """Samples, sockets: things that need not survive a restart."""
+        return self.path / "run"
+
+    def read_info(self) -> PlatformInfo | None:
+        """Return what `platform.json` says, or None where no platform left one."""
+        try:
+            data: dict[str, Any] = json.loads(self.info_file.read_text())
+            return PlatformInfo(**data)
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write_info(self, info: PlatformInfo) -> None:
+        _write_private(self.info_file, json.dumps(asdict(info)))
+
+    def token(self) -> str | None:
+        """Return the control API's bearer token: `SERVE_TOKEN`, or the file in the home, or None."""
+        given = os.environ.get("SERVE_TOKEN")
+        if given:
+            return given
+        try:
+            return self.token_file.read_text().strip()
+        except OSError:
+            return None
+
+    def create_token(self) -> str:
+        """Return the token in the home, making one (256 random bits, file mode 0600) where there is none."""
+        try:
+            return self.token_file.read_text().strip()
+        except FileNotFoundError:
+            token = secrets.token_urlsafe(32)
+            _write_private(self.token_file, token)
+            return token
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a 0600 file so that a reader sees the old or the new text, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    temporary.replace(path)

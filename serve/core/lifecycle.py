@@ -1,0 +1,51 @@
+"""Lifecycle: owns the tasks of a process. One that dies ends the process loudly; all end together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+log = logging.getLogger(__name__)
+
+
+class Lifecycle:
+    """A task group with names. Owned by the loop that enters it.
+
+    `spawn` is the only way tasks are made in this code base. A task that raises cancels its siblings and the error
+    leaves the `async with` block. `stop` cancels what still runs without an error.
+    """
+
+    def __init__(self) -> None:
+        self._group = asyncio.TaskGroup()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.stop()
+        await self._group.__aexit__(kind, error, traceback)
+
+    def spawn(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run `coroutine` as a task that lives as long as this lifecycle at most."""
+        task = self._group.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def stop(self) -> None:
+        """Cancel every task that still runs; leaving the block waits for them."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("task %s died: the process ends", task.get_name(), exc_info=error)

@@ -1,0 +1,88 @@
+"""Every metric of the platform, declared once. Described for users in `docs/metrics.md` (held complete by a test).
+
+Labels stay bounded: only `deployment` follows what users make, and its series are born at first use and removed an
+hour after the last one.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
+
+from serve.core.clock import NS_PER_S
+from serve.core.events import ExitReason, Phase
+
+SERIES_LIFETIME_NS = 3600 * NS_PER_S
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class Metrics:
+    """The platform's metrics and their registry. Owned by the event loop; one instance a process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._counter(
+            "serve_requests",
+            "Attempts that reached a replica, by deployment and HTTP status class.",
+            "deployment",
+            "status",
+        )
+        self.refusals = self._counter("serve_refusals", "Requests refused before any replica, by stable code.", "code")
+        self.request_seconds = Histogram(
+            "serve_request_seconds",
+            "Request head received to last byte handed to the socket, by whether it waited for a cold start.",
+            ("cold",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.phase_seconds = Histogram(
+            "serve_cold_start_phase_seconds",
+            "Cold starts by phase.",
+            ("phase",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        for phase in Phase:
+            self.phase_seconds.labels(phase.value)
+        self.replicas = self._gauge("serve_replicas", "Replicas by deployment and state.", "deployment", "state")
+        self.pending = self._gauge("serve_pending_requests", "Requests that wait for a replica.", "deployment")
+        self.replica_exits = self._counter("serve_replica_exits", "Replicas that ended, by reason.", "reason")
+        for reason in ExitReason:
+            self.replica_exits.labels(reason.value)
+        self.replays = self._counter("serve_replays", "Requests sent again because their replica died.")
+        self.deployments = self._gauge("serve_deployments", "Deployments by state.", "state")
+        self.reserved_memory = self._gauge("serve_reserved_memory_bytes", "Memory reserved by live replicas.")
+        self.memory_budget = self._gauge("serve_memory_budget_bytes", "Memory that all replicas together may hold.")
+        self.store_bytes = self._gauge("serve_store_bytes", "Disk used by the store of models.")
+        self.store_evictions = self._counter("serve_store_evictions", "Models dropped from the store for space.")
+        self.journal_records = self._counter("serve_journal_records", "Records written to the billing journal.")
+        self.journal_errors = self._counter("serve_journal_errors", "Journal writes that failed.")
+        self.control_requests = self._counter("serve_control_requests", "Calls of /api/v1 by status class.", "status")
+        self._deployment_used_ns: dict[str, int] = {}
+
+    def touch(self, deployment: str, now_ns: int) -> None:
+        """The deployment's series are in use: they live another hour."""
+        self._deployment_used_ns[deployment] = now_ns
+
+    def forget(self, deployment: str) -> None:
+        """Remove the deployment's series."""
+        self._deployment_used_ns.pop(deployment, None)
+        self.requests.remove_by_labels({"deployment": deployment})
+        self.replicas.remove_by_labels({"deployment": deployment})
+        self.pending.remove_by_labels({"deployment": deployment})
+
+    def exposition(self, now_ns: int) -> bytes:
+        """Return the Prometheus text format, after dropping series nobody used for an hour."""
+        for deployment, used_ns in list(self._deployment_used_ns.items()):
+            if now_ns - used_ns > SERIES_LIFETIME_NS:
+                self.forget(deployment)
+        return generate_latest(self.registry)
+
+    def declared(self) -> list[MetricWrapperBase]:
+        return [value for value in vars(self).values() if isinstance(value, MetricWrapperBase)]
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)

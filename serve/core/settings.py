@@ -1,0 +1,26 @@
+"""Settings of the platform process: environment variables `SERVE_*`, overridden by flags of `serve up`."""
+
+from __future__ import annotations
+
+from pydantic import ByteSize, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class PlatformSettings(BaseSettings):
+    """Each field can be given as `SERVE_<FIELD>`; sizes as `512MiB`. Documented in `docs/settings.md` (by test)."""
+
+    model_config = SettingsConfigDict(env_prefix="SERVE_", extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on. Other than loopback is refused without keys.")
+    port: int = Field(8000, ge=0, le=65535, description="Port of the data plane, and of all else without admin_port.")
+    admin_port: int | None = Field(None, ge=0, le=65535, description="Port for /api/v1 and /metrics alone.")
+    memory_budget: ByteSize | None = Field(
+        None, ge=1, description="Memory all replicas together may hold. Unset: 80 % of the machine's (or cgroup's)."
+    )
+    store_budget: ByteSize = Field(ByteSize(20 << 30), ge=0, description="Disk the store of models may use.")
+    body_limit: ByteSize = Field(ByteSize(64 << 20), ge=1, description="Largest request body.")
+    drain_timeout: float = Field(30.0, ge=0, description="Seconds that requests may still take after SIGTERM.")
+    checkpoint_interval: float = Field(5.0, gt=0, description="Seconds between billing checkpoints of a live replica.")
+    keep_revisions: int = Field(10, ge=1, description="Revisions kept per deployment for rollback.")
+    driver: str = Field("local", pattern="^(local|exec)$", description="How replicas start: forked, or executed anew.")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Level of the platform's log.")
