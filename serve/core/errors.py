@@ -71,6 +71,13 @@ class NotFound(ServeError):
 class MethodNotAllowed(ServeError):
     status, code = 405, "method_not_allowed"
 
+    def __init__(self, sentence: str, *, allow: tuple[str, ...]) -> None:
+        super().__init__(sentence)
+        self.allow = allow
+
+    def headers(self) -> dict[str, str]:
+        return {"allow": ", ".join(self.allow)}
+
 
 class Conflict(ServeError):
     """The state changed under the caller, or the name means something else already."""

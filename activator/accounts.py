@@ -1,0 +1,280 @@
+"""Accounts: who pays for what a replica does, written to the journal before any answer leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from activator.calls import Call, Reply
+from activator.connection import ReplicaConnection
+from billing import records
+from billing.attribute import LifeAccount, Parts
+from billing.journal import Journal, JournalError
+from billing.prices import PriceBook, Prices
+from serve.core.clock import NS_PER_US, Clock
+from serve.core.errors import ServeError, StorageFull
+from serve.core.frames import ResponseHead, Usage
+from serve.core.ids import ReplicaId
+from serve.core.metrics import Metrics
+from serve.core.scaling import Exited, ReplicaInfo
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 1.0
+_NANO = 1_000_000_000
+STATUS_CLIENT_LEFT = 499
+
+
+class _Account:
+    """One replica's life on the books."""
+
+    __slots__ = ("life", "lines", "meter", "oldest_inside_ns")
+
+    def __init__(self, life: records.Life, origin: records.Origin, oldest_inside_ns: Callable[[], int | None]) -> None:
+        self.life = life
+        self.lines = records.RequestLines(life, origin)
+        self.meter = LifeAccount(life.assigned_mono_ns)
+        self.oldest_inside_ns = oldest_inside_ns
+
+
+class Accounts:
+    """Keeps the books of all live replicas of one activator. Owned by the event loop.
+
+    While the disk refuses the journal nothing is lost: records stay buffered, finished answers are held back, new
+    requests are refused, and a retry every second lets everything go on by itself.
+    """
+
+    def __init__(
+        self, journal: Journal, prices: PriceBook, clock: Clock, metrics: Metrics, checkpoint_interval_s: float
+    ) -> None:
+        self.metrics = metrics
+        self._journal = journal
+        self._book = prices
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._checkpoint_interval_s = checkpoint_interval_s
+        self._checkpoint_timer: asyncio.TimerHandle | None = None
+        self._accounts: dict[ReplicaId, _Account] = {}
+        self._held: list[tuple[Call, Reply]] = []
+        self._retry_timer: asyncio.TimerHandle | None = None
+        self._on_written: list[Callable[[], None]] = []
+        self._prices: tuple[Prices, str] = (prices.entries[0], prices.entries[0].version)
+        for entry in prices.entries:
+            journal.append(records.price(entry, journal.origin, mono_ns=clock.monotonic_ns(), wall_ns=clock.wall_ns()))
+        self._flush()
+
+    def on_written(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever records reached the disk: the ledger has something to read."""
+        self._on_written.append(callback)
+
+    def check_writable(self) -> None:
+        """Raise StorageFull while the journal refuses records: what cannot be billed is not taken in."""
+        if self._retry_timer is not None:
+            raise StorageFull(
+                "The billing journal cannot be written, so no request is taken in: free space on the disk of the "
+                "platform's home",
+                retry_after_s=_RETRY_S,
+            )
+
+    # Lives ----------------------------------------------------------------------------------------------------------
+
+    def assigned(self, info: ReplicaInfo, labels: dict[str, str], oldest_inside_ns: Callable[[], int | None]) -> None:
+        """A life begins. `oldest_inside_ns` tells when the oldest unanswered call was sent inside."""
+        life = records.Life(
+            replica=info.id,
+            deployment=info.key.name,
+            revision=info.key.number,
+            cores=info.cores,
+            memory_mib=records.mebibytes(info.memory_bytes),
+            assigned_mono_ns=info.assigned_ns,
+            assigned_wall_ns=info.assigned_wall_ns,
+            labels=dict(labels),
+        )
+        account = _Account(life, self._journal.origin, oldest_inside_ns)
+        self._accounts[info.id] = account
+        self._checkpoint(account)
+        self._flush()
+        if self._checkpoint_timer is None:
+            self._checkpoint_timer = self._loop.call_later(self._checkpoint_interval_s, self._checkpoint_all)
+
+    def ready(self, replica_id: ReplicaId, at_ns: int) -> None:
+        account = self._accounts[replica_id]
+        account.meter.ready(at_ns)
+        self._segment(account, "cold", account.meter.parts(at_ns))
+
+    def retired(self, replica_id: ReplicaId) -> None:
+        account = self._accounts.get(replica_id)
+        if account is not None:
+            now_ns = self._clock.monotonic_ns()
+            account.meter.drain(now_ns)
+            self._segment(account, "run", account.meter.parts(now_ns, account.oldest_inside_ns()))
+
+    def gone(self, exited: Exited, inside_since_ns: int | None) -> None:
+        """Close the life. `inside_since_ns`: when the oldest call that never answered was sent inside."""
+        account = self._accounts.pop(exited.id, None)
+        if account is None:
+            return
+        account.meter.exited(exited.at_ns, inside_since_ns)
+        self._segment(account, "drain", account.meter.parts(exited.at_ns), exited)
+
+    def busy_reported(self, replica_id: ReplicaId, at_ns: int, total_busy_ns: int) -> None:
+        account = self._accounts.get(replica_id)
+        if account is not None:
+            account.meter.busy_reported(at_ns, total_busy_ns)
+
+    # Requests -------------------------------------------------------------------------------------------------------
+
+    def answered(
+        self, replica: ReplicaConnection, call: Call, head: ResponseHead, usage: Usage, body: memoryview, now_ns: int
+    ) -> Reply:
+        """Put one answer on the books; `release` writes it and lets it go."""
+        account = self._accounts[replica.id]
+        share = account.meter.answered(usage)
+        prices, version = self._current_prices()
+        status = STATUS_CLIENT_LEFT if call.is_left else head.status
+        charged, reason = _charged(call, status)
+        cost_nano = prices.request_cost_nano(
+            account.life.cores, account.life.memory_mib, share.busy_us + share.cold_us, charged
+        )
+        self._journal.append(
+            account.lines.line(
+                id=call.request_id,
+                mono_ns=now_ns,
+                wall_ns=self._clock.wall_ns(),
+                status=status,
+                charged=charged,
+                reason=reason,
+                rows=usage.rows,
+                batch_rows=usage.batch_rows,
+                queue_us=(call.dispatched_ns - call.received_ns) // NS_PER_US,
+                cold_us=share.cold_us,
+                busy_us=share.busy_us,
+                infer_us=usage.infer_ns // NS_PER_US,
+                bytes_in=len(call.body),
+                bytes_out=len(body),
+                cold=call.is_cold,
+                price=version,
+                client_id=call.client_id or None,
+                trace_id=call.trace_id or None,
+            )
+        )
+        self.metrics.journal_records.inc()
+        return Reply(head, body, usage, replica.static_headers, cost_nano, self._book.currency)
+
+    def lost(self, replica: ReplicaConnection, call: Call, error: ServeError) -> None:
+        """A call died with its replica and is answered with `error`: recorded, never charged."""
+        account = self._accounts.get(replica.id)
+        if account is None:
+            return
+        now_ns = self._clock.monotonic_ns()
+        self._journal.append(
+            account.lines.line(
+                id=call.request_id,
+                mono_ns=now_ns,
+                wall_ns=self._clock.wall_ns(),
+                status=error.status,
+                charged=False,
+                reason=error.code,
+                rows=1,
+                batch_rows=0,
+                queue_us=(call.dispatched_ns - call.received_ns) // NS_PER_US,
+                cold_us=0,
+                busy_us=0,
+                infer_us=0,
+                bytes_in=len(call.body),
+                bytes_out=0,
+                cold=call.is_cold,
+                price=self._current_prices()[1],
+                client_id=call.client_id or None,
+                trace_id=call.trace_id or None,
+            )
+        )
+        self._flush()
+
+    def release(self, written: list[tuple[Call, Reply]]) -> None:
+        """Write the records of these answers with one system call, then let the answers leave."""
+        self._held += written
+        self._flush()
+
+    # Writing --------------------------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        try:
+            self._journal.flush()
+        except JournalError as error:
+            self.metrics.journal_errors.inc()
+            if self._retry_timer is None:
+                log.error("journal refused: answers are held back", extra={"error": str(error)})
+            self._retry_timer = self._loop.call_later(_RETRY_S, self._flush)
+            return
+        if self._retry_timer is not None:
+            log.warning("journal accepts records again")
+            self._retry_timer.cancel()
+            self._retry_timer = None
+        held, self._held = self._held, []
+        for call, reply in held:
+            call.resolve(reply)
+        for callback in self._on_written:
+            callback()
+
+    def close(self) -> None:
+        """Close open lives as estimated at this instant, write and sync. Raise JournalError."""
+        if self._checkpoint_timer is not None:
+            self._checkpoint_timer.cancel()
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+        for account in self._accounts.values():
+            self._checkpoint(account)
+        self._journal.close()
+
+    def _current_prices(self) -> tuple[Prices, str]:
+        prices = self._book.at(self._clock.wall_ns())
+        if prices is not self._prices[0]:
+            self._prices = (prices, prices.version)
+        return self._prices
+
+    def _checkpoint_all(self) -> None:
+        self._checkpoint_timer = None
+        if not self._accounts:
+            return
+        for account in self._accounts.values():
+            self._checkpoint(account)
+        self._flush()
+        self._checkpoint_timer = self._loop.call_later(self._checkpoint_interval_s, self._checkpoint_all)
+
+    def _checkpoint(self, account: _Account) -> None:
+        now_ns = self._clock.monotonic_ns()
+        parts = account.meter.parts(now_ns, account.oldest_inside_ns())
+        self._journal.append(
+            records.checkpoint(account.life, self._journal.origin, parts, mono_ns=now_ns, wall_ns=self._clock.wall_ns())
+        )
+
+    def _segment(self, account: _Account, part: str, parts: Parts, exited: Exited | None = None) -> None:
+        self._journal.append(
+            records.segment(
+                account.life,
+                self._journal.origin,
+                parts,
+                part=part,
+                mono_ns=self._clock.monotonic_ns(),
+                wall_ns=self._clock.wall_ns(),
+                exit_reason=exited.reason.value if exited is not None else None,
+                estimated=account.meter.estimated,
+            )
+        )
+        self._flush()
+
+
+def _charged(call: Call, status: int) -> tuple[bool, str | None]:
+    if call.is_probe:
+        return False, "probe"
+    if status >= 500:
+        return False, "error"
+    return True, None
+
+
+def format_cost(cost_nano: int, currency: str) -> bytes:
+    """Return a cost for the `x-serve-cost` header: currency units with nine decimals."""
+    whole, nano = divmod(cost_nano, _NANO)
+    return b"%d.%09d %b" % (whole, nano, currency.encode("ascii", "replace"))

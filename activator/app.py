@@ -1,0 +1,246 @@
+"""The activator: the front door, always in the request path.
+
+An ASGI app for `/v2` towards callers, a `ReplicaPool` towards the autoscaler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import orjson
+
+from activator import oip
+from activator.accounts import Accounts
+from activator.calls import Call, Reply
+from activator.connection import ReplicaConnection
+from activator.gate import Gate
+from activator.infer import ClientLeft, Head, choose, headers, infer
+from activator.server import CYCLE, respond
+from serve.core.clock import NS_PER_S, Clock
+from serve.core.errors import Draining, ModelFailed, Publishing, ServeError, UnknownVersion
+from serve.core.events import Event, Phase, Ready, Stats
+from serve.core.frames import Codec
+from serve.core.ids import ReplicaId, RequestId, RequestIds, RevisionKey
+from serve.core.link import FrameLink
+from serve.core.metrics import Metrics
+from serve.core.revision import Revision, Route, State
+from serve.core.scaling import Demand, DemandListener, Exited, ReplicaInfo
+
+log = logging.getLogger(__name__)
+
+_STATUS_CLASS = {status: f"{status // 100}xx" for status in range(100, 600)}
+
+
+class ProbeResult(NamedTuple):
+    """What an inference of the platform's own brought."""
+
+    status: int
+    body: bytes
+    infer_ns: int
+    """The engine's run."""
+    total_ns: int
+    """Submitted to answered, as a caller on this machine would see it without HTTP."""
+    rows: int
+
+
+class Activator:
+    """Owned by the event loop. `listener` must be set before the first replica or request."""
+
+    def __init__(
+        self, ids: RequestIds, clock: Clock, accounts: Accounts, metrics: Metrics, body_limit_bytes: int
+    ) -> None:
+        self.routes: dict[str, Route] = {}
+        self.is_draining = False
+        self.listener: DemandListener
+        self.revision_state: Callable[[RevisionKey], State] = lambda _key: State.COLD
+        """Asked for the state of a revision; the autoscaler knows."""
+        self._ids = ids
+        self._clock = clock
+        self._accounts = accounts
+        self._metrics = metrics
+        self._body_limit_bytes = body_limit_bytes
+        self._gates: dict[RevisionKey, Gate] = {}
+        self._connections: dict[ReplicaId, ReplicaConnection] = {}
+
+    # What the control plane says ------------------------------------------------------------------------------------
+
+    def add_revision(self, revision: Revision) -> None:
+        """Make the revision's gate, or let it take over what publishing learned."""
+        gate = self._gates.get(revision.key)
+        if gate is None:
+            self._gates[revision.key] = Gate(revision, self._clock, self._accounts, self.listener)
+        else:
+            gate.replace(revision)
+
+    def remove_revision(self, key: RevisionKey) -> None:
+        """Forget a revision whose replicas are gone; what still waits is told so."""
+        gate = self._gates.pop(key, None)
+        if gate is not None:
+            gate.fail_pending(UnknownVersion(f"'{key.name}' version {key.number} was removed"))
+
+    def route(self, route: Route) -> None:
+        """Send the deployment's calls where `route` says, from now on."""
+        self.routes[route.name] = route
+
+    def unroute(self, name: str) -> None:
+        """The deployment is gone: new calls get 404."""
+        self.routes.pop(name, None)
+        self._metrics.forget(name)
+
+    def queue_status(self, key: RevisionKey) -> tuple[int, int, int]:
+        """Return (calls waiting, body bytes held, calls inside replicas) of a revision."""
+        gate = self._gates.get(key)
+        return (gate.pending, gate.pending_bytes, gate.in_flight) if gate is not None else (0, 0, 0)
+
+    def in_flight(self) -> int:
+        """Return how many calls are waiting or inside, over all deployments."""
+        return sum(gate.pending + gate.in_flight for gate in self._gates.values())
+
+    async def probe(self, key: RevisionKey, body: bytes, json_length: int, timeout_s: float = 300.0) -> ProbeResult:
+        """Run one inference of the platform's own on exactly this revision: recorded, never charged."""
+        gate = self._gates[key]
+        now_ns = self._clock.monotonic_ns()
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        deadline_ns = now_ns + int(timeout_s * NS_PER_S)
+        call = Call(self._ids.next(), key, body, Codec.OIP, json_length, now_ns, deadline_ns, deadline_ns, answer)
+        call.is_probe = True
+        gate.pending_bytes += len(body)
+        try:
+            gate.submit(call)
+        except ServeError:
+            gate.unreserve(len(body))
+            raise
+        try:
+            reply = await answer
+        except asyncio.CancelledError:
+            call.leave()
+            raise
+        total_ns = self._clock.monotonic_ns() - now_ns
+        return ProbeResult(reply.head.status, bytes(reply.body), reply.usage.infer_ns, total_ns, reply.usage.rows)
+
+    def state_of(self, route: Route, revision: Revision | None) -> State:
+        """Return what callers are told of a deployment, or of one of its revisions."""
+        if route.state in {State.PUBLISHING, State.FAILED} or revision is None:
+            return route.state
+        return self.revision_state(revision.key)
+
+    # HTTP -----------------------------------------------------------------------------------------------------------
+
+    async def __call__(
+        self, scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]], _send: object
+    ) -> None:
+        received_ns = self._clock.monotonic_ns()
+        cycle = scope[CYCLE]
+        request_id = self._ids.next()
+        try:
+            target = oip.parse_path(scope["path"])
+            if target is not None and target.operation == "infer" and scope["method"] == "POST":
+                head = Head(scope["headers"])
+                gate = self._resolve(target)
+                call, reply = await infer(scope, receive, gate, head, request_id, received_ns, self._body_limit_bytes)
+                await respond(cycle, reply.head.status, headers(head, call, reply), reply.body)
+                self._count(gate, call, reply)
+            else:
+                status, answer = oip.describe(self, scope["method"], scope["path"])
+                await respond(cycle, status, b"content-type: application/json\r\n", orjson.dumps(answer))
+        except ServeError as error:
+            self._metrics.refusals.labels(error.code).inc()
+            await self._refuse(cycle, error, request_id)
+        except ClientLeft:
+            self._metrics.refusals.labels("client_left").inc()
+        except Exception:
+            log.exception("request failed inside the activator", extra={"request_id": request_id})
+            await self._refuse(cycle, ServeError("Internal error: see the platform's log"), request_id)
+
+    def _resolve(self, target: oip.Target) -> Gate:
+        if self.is_draining:
+            raise Draining("The platform is shutting down; retry in a moment", retry_after_s=1.0)
+        self._accounts.check_writable()
+        route = oip.resolve_route(self, target.name)
+        if route.state is State.PUBLISHING:
+            raise Publishing(
+                f"'{route.name}' is being published and has not answered yet; retry soon", retry_after_s=1.0
+            )
+        if target.version is not None:
+            key = oip.resolve_version(route, target.version).key
+        elif route.weights:
+            key = RevisionKey(route.name, choose(route.weights))
+        else:
+            raise ModelFailed(f"'{route.name}' has no revision that ever answered; deploy it again")
+        return self._gates[key]
+
+    async def _refuse(self, cycle: Any, error: ServeError, request_id: RequestId) -> None:
+        lines = [b"content-type: application/json", b"x-serve-request-id: " + request_id.encode()]
+        lines += (f"{name}: {value}".encode("latin-1", "replace") for name, value in error.headers().items())
+        if cycle.more_body and not any(name == b"content-length" for name, _ in cycle.scope["headers"]):
+            cycle.keep_alive = False  # a body without end; one of known length is read and dropped
+        await respond(cycle, error.status, b"\r\n".join(lines) + b"\r\n", orjson.dumps(error.body(request_id)))
+
+    def _count(self, gate: Gate, call: Call, reply: Reply) -> None:
+        now_ns = self._clock.monotonic_ns()
+        self._metrics.touch(gate.key.name, now_ns)
+        self._metrics.requests.labels(gate.key.name, _STATUS_CLASS[reply.head.status]).inc()
+        self._metrics.request_seconds.labels("1" if call.is_cold else "0").observe(
+            (now_ns - call.received_ns) / NS_PER_S
+        )
+
+    # ReplicaPool ----------------------------------------------------------------------------------------------------
+
+    def demand(self, key: RevisionKey, now_ns: int) -> Demand:
+        gate = self._gates[key]
+        self._metrics.pending.labels(key.name).set(gate.pending)
+        return gate.demand(now_ns)
+
+    def replica_assigned(self, info: ReplicaInfo) -> None:
+        gate = self._gates[info.key]
+        replica = ReplicaConnection(info, gate, self)
+        self._connections[info.id] = replica
+        gate.connections[info.id] = replica
+        self._accounts.assigned(info, gate.revision.spec.labels, replica.oldest_inside_ns)
+
+    def replica_ready(self, replica_id: ReplicaId, link: FrameLink, ready: Ready, phases: dict[Phase, int]) -> None:
+        replica = self._connections[replica_id]
+        replica.link = link
+        replica.cold_phases = {phase.value: ns for phase, ns in phases.items()}
+        link.receiver = replica
+        self._accounts.ready(replica_id, ready.at_ns)
+        self._gates[replica.info.key].replica_ready(replica, ready.at_ns - replica.info.assigned_ns)
+
+    def replica_retired(self, replica_id: ReplicaId) -> None:
+        replica = self._connections[replica_id]
+        self._accounts.retired(replica_id)
+        self._gates[replica.info.key].replica_retired(replica)
+
+    def replica_gone(self, exited: Exited) -> None:
+        replica = self._connections.pop(exited.id)
+        inside_since_ns = replica.oldest_inside_ns()
+        self._gates[replica.info.key].replica_gone(replica, exited)
+        self._accounts.gone(exited, inside_since_ns)
+
+    def replica_in_flight(self, replica_id: ReplicaId) -> int:
+        return len(self._connections[replica_id].outstanding)
+
+    def fail_pending(self, key: RevisionKey, error: ServeError) -> None:
+        self._gates[key].fail_pending(error)
+
+    # DemandListener, as the connections see it: events pass through here for the books -----------------------------
+
+    def replica_event(self, replica_id: ReplicaId, event: Event) -> None:
+        if isinstance(event, Stats):
+            self._accounts.busy_reported(replica_id, event.at_ns, event.total_busy_ns)
+        self.listener.replica_event(replica_id, event)
+
+    def poke(self, key: RevisionKey) -> None:
+        self.listener.poke(key)
+
+    def replica_empty(self, replica_id: ReplicaId) -> None:
+        self.listener.replica_empty(replica_id)
+
+    def replica_overdue(self, replica_id: ReplicaId, sentence: str) -> None:
+        self.listener.replica_overdue(replica_id, sentence)
+
+    def replica_link_lost(self, replica_id: ReplicaId) -> None:
+        self.listener.replica_link_lost(replica_id)

@@ -1,0 +1,106 @@
+"""A call: one inference request between its head being read and its last byte leaving."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+from serve.core.errors import ServeError
+from serve.core.frames import ResponseHead, Usage
+from serve.core.ids import RequestId, RevisionKey
+
+
+class Reply(NamedTuple):
+    """An answer that a replica gave, already in the journal."""
+
+    head: ResponseHead
+    body: memoryview
+    usage: Usage
+    replica_headers: bytes
+    """Header lines that name revision and replica."""
+    cost_nano: int
+    currency: str
+
+
+class Call:
+    """Moves pending → dispatched → answered | refused, once. Owned by the event loop; changed only by its gate.
+
+    `answer` resolves with a `Reply` or raises a `ServeError`. What the caller leaves behind (`leave`) is finished by
+    the gate: nobody waits for it.
+    """
+
+    __slots__ = (
+        "answer",
+        "body",
+        "client_id",
+        "codec",
+        "deadline_ns",
+        "dispatched_ns",
+        "is_cold",
+        "is_left",
+        "is_probe",
+        "json_length",
+        "key",
+        "on_leave",
+        "phases",
+        "received_ns",
+        "request_id",
+        "trace_id",
+        "tries",
+        "wait_until_ns",
+    )
+
+    def __init__(
+        self,
+        request_id: RequestId,
+        key: RevisionKey,
+        body: bytes,
+        codec: int,
+        json_length: int,
+        received_ns: int,
+        deadline_ns: int,
+        wait_until_ns: int,
+        answer: asyncio.Future[Reply],
+    ) -> None:
+        self.request_id = request_id
+        self.key = key
+        self.body = body
+        """Kept until the answer: a replica that dies loses nothing."""
+        self.codec = codec
+        self.json_length = json_length
+        self.received_ns = received_ns
+        self.deadline_ns = deadline_ns
+        """When the caller gets an error at the latest."""
+        self.wait_until_ns = wait_until_ns
+        """How long it may wait for a replica: the deadline, or earlier where the caller said `Prefer: wait`."""
+        self.answer = answer
+        self.dispatched_ns = 0
+        self.tries = 0
+        """Replicas that died with this call inside."""
+        self.is_cold = False
+        """No replica was ready when it came."""
+        self.is_probe = False
+        """An inference of the platform's own: recorded, never charged."""
+        self.is_left = False
+        """The caller is gone or was told no; whatever still comes is dropped, but accounted."""
+        self.on_leave: Callable[[Call], None] | None = None
+        self.client_id = ""
+        self.trace_id = ""
+        self.phases: dict[str, int] = {}
+        """Where its time went, ns by phase; filled when it is answered."""
+
+    def leave(self) -> None:
+        """The caller went away: free the slot and the work."""
+        if not self.is_left and not self.answer.done() and self.on_leave is not None:
+            self.on_leave(self)
+
+    def refuse(self, error: ServeError) -> None:
+        """Answer with an error, unless it was answered already."""
+        self.is_left = True
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+    def resolve(self, reply: Reply) -> None:
+        if not self.answer.done():
+            self.answer.set_result(reply)

@@ -1,0 +1,159 @@
+"""The activator's end of one replica: calls out, answers in."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from activator.calls import Call
+from serve.core.events import EventError, decode_event
+from serve.core.frames import (
+    Frame,
+    FrameError,
+    Kind,
+    RequestHead,
+    ResponseHead,
+    Usage,
+    pack,
+    pack_request,
+    unpack_response,
+)
+from serve.core.ids import ReplicaId
+from serve.core.link import FrameLink
+from serve.core.scaling import DemandListener, ReplicaInfo
+
+log = logging.getLogger(__name__)
+
+Answered = tuple[Call, ResponseHead, Usage, memoryview]
+
+
+class AnswerSink(Protocol):
+    """The gate, as its connections see it."""
+
+    def answers_received(self, replica: ReplicaConnection, answers: list[Answered]) -> None: ...
+
+    def connection_lost(self, replica: ReplicaConnection) -> None: ...
+
+
+class ReplicaConnection:
+    """Slots and outstanding calls of one replica. Owned by its gate, on the event loop. A `FrameReceiver`."""
+
+    __slots__ = (
+        "_next_stream",
+        "_sink",
+        "cold_phases",
+        "in_flight",
+        "info",
+        "is_exclusive",
+        "is_open",
+        "link",
+        "listener",
+        "outstanding",
+        "static_headers",
+    )
+
+    def __init__(self, info: ReplicaInfo, sink: AnswerSink, listener: DemandListener) -> None:
+        self.info = info
+        self.listener = listener
+        self.link: FrameLink | None = None
+        self.is_open = False
+        """Ready and not retired: new calls may go to it."""
+        self.is_exclusive = False
+        """A call that must be alone is inside."""
+        self.in_flight = 0
+        """Calls inside whose callers still wait: taken slots."""
+        self.outstanding: dict[int, Call] = {}
+        """Every call inside by stream, in order of dispatch; includes calls whose callers left."""
+        self.cold_phases: dict[str, int] = {}
+        self.static_headers = b"x-serve-revision: %d\r\nx-serve-replica: %b\r\n" % (
+            info.key.number,
+            info.id.encode("ascii"),
+        )
+        self._sink = sink
+        self._next_stream = 1
+
+    @property
+    def id(self) -> ReplicaId:
+        return self.info.id
+
+    def dispatch(self, call: Call, now_ns: int) -> None:
+        """Send a call inside and take a slot."""
+        assert self.link is not None
+        stream = self._next_stream
+        self._next_stream = stream + 1 if stream < 0xFFFF_FFFF else 1
+        self.outstanding[stream] = call
+        self.in_flight += 1
+        self.is_exclusive = call.tries > 0
+        call.dispatched_ns = now_ns
+        timeout_us = max(1, (call.deadline_ns - now_ns) // 1000)
+        self.link.send(
+            pack_request(stream, RequestHead(call.codec, call.request_id, call.json_length, timeout_us), call.body)
+        )
+
+    def abandon(self, call: Call) -> bool:
+        """The caller left: free its slot and tell the replica. Return False if the call is not inside."""
+        for stream, inside in self.outstanding.items():
+            if inside is call:
+                self.in_flight -= 1
+                if self.link is not None:
+                    self.link.send(pack(Kind.CANCEL, stream))
+                return True
+        return False
+
+    def oldest_inside_ns(self) -> int | None:
+        """Return when the oldest unanswered call was sent inside; None where nothing is."""
+        for call in self.outstanding.values():
+            return call.dispatched_ns
+        return None
+
+    def drain_outstanding(self) -> list[Call]:
+        """Take every call that is still inside, in order of dispatch (the replica is gone)."""
+        calls = list(self.outstanding.values())
+        self.outstanding.clear()
+        self.in_flight = 0
+        self.is_exclusive = False
+        return calls
+
+    # FrameReceiver
+
+    def frames_received(self, frames: list[Frame]) -> None:
+        answers: list[Answered] = []
+        for frame in frames:
+            if frame.kind == Kind.RESPONSE:
+                try:
+                    head, usage, body = unpack_response(frame)
+                except FrameError:
+                    usage = None
+                call = self.outstanding.pop(frame.stream, None)
+                if call is None or usage is None:
+                    self._protocol_error("an answer that nothing asked for, or one of several parts")
+                    break
+                if not call.is_left:
+                    self.in_flight -= 1
+                answers.append((call, head, usage, body))
+            elif frame.kind == Kind.EVENT:
+                self._event(frame.payload)
+            else:
+                self._protocol_error(f"frame kind {frame.kind}")
+                break
+        if answers:
+            if self.is_exclusive and not self.outstanding:
+                self.is_exclusive = False
+            self._sink.answers_received(self, answers)
+
+    def link_lost(self, reason: str) -> None:
+        log.debug("link of %s lost: %s", self.id, reason)
+        self._sink.connection_lost(self)
+
+    def _event(self, payload: memoryview) -> None:
+        try:
+            event = decode_event(payload)
+        except EventError as error:
+            self._protocol_error(str(error))
+            return
+        self.listener.replica_event(self.id, event)
+
+    def _protocol_error(self, what: str) -> None:
+        log.error("replica broke the protocol", extra={"replica": self.id, "error": what})
+        if self.link is not None:
+            self.link.close()
