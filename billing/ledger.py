@@ -1,0 +1,176 @@
+"""The ledger: the journal in SQLite, so that it can be asked. Written by one process, read by many.
+
+Ingest is idempotent: offset and records of a stretch of journal enter in one transaction, and records have ids made by
+the server. Totals are computed when asked for, never incremented.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from billing.journal import Problem, read_segment, segments
+from billing.schema import LedgerError, migrate
+
+_RECORDS_PER_TRANSACTION = 5000
+_NS_PER_MINUTE = 60_000_000_000
+
+_REQUEST = """INSERT INTO requests VALUES (
+    :id, :wall_ns, :mono_ns, :writer, :deployment, :revision, :replica, :status, :charged, :reason, :rows, :batch_rows,
+    :queue_us, :cold_us, :busy_us, :infer_us, :bytes_in, :bytes_out, :cores, :memory_mib, :cold, :price, :client_id,
+    :trace_id) ON CONFLICT (id) DO NOTHING"""
+_LIFE = """INSERT INTO lives VALUES (:replica, :writer, :deployment, :revision, :labels, :cores, :memory_mib,
+    :assigned_mono_ns, :assigned_wall_ns) ON CONFLICT (replica) DO NOTHING"""
+_STATE = """INSERT INTO states VALUES (:replica, :minute, :mono_ns, :cold_us, :billed_us, :lost_us, :idle_us, :drain_us,
+    :exit_reason, :estimated)
+    ON CONFLICT (replica, minute) DO UPDATE SET mono_ns = excluded.mono_ns, cold_us = excluded.cold_us,
+        billed_us = excluded.billed_us, lost_us = excluded.lost_us, idle_us = excluded.idle_us,
+        drain_us = excluded.drain_us, exit_reason = excluded.exit_reason, estimated = excluded.estimated
+    WHERE (excluded.exit_reason IS NOT NULL, excluded.mono_ns) >= (exit_reason IS NOT NULL, mono_ns)"""
+_PRICE = """INSERT INTO prices VALUES (:version, :effective_ns, :currency, :core_second_nano, :gib_second_nano,
+    :request_nano) ON CONFLICT (version) DO NOTHING"""
+_WRITER = "INSERT INTO writers VALUES (:writer, :boot, :pid, :wall_ns) ON CONFLICT (writer) DO NOTHING"
+_GONE = "INSERT INTO gone VALUES (?) ON CONFLICT (writer) DO NOTHING"
+_PROBLEM = "INSERT INTO problems VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_OFFSET = "INSERT INTO files VALUES (?, ?, ?) ON CONFLICT (writer, segment) DO UPDATE SET offset = excluded.offset"
+
+_BAD_RECORD = (
+    sqlite3.ProgrammingError,
+    sqlite3.InterfaceError,
+    sqlite3.IntegrityError,
+    OverflowError,
+    KeyError,
+    TypeError,
+)
+"""What a well-formed line with missing or odd fields leads to; all else is the ledger's own trouble."""
+
+
+class Ledger:
+    """A ledger open for writing. Owned by one thread of one process, the ledger process.
+
+    Raises LedgerError where it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.connection = sqlite3.connect(path, isolation_level=None, timeout=30)
+            self.connection.execute("PRAGMA journal_mode = WAL")
+            self.connection.execute("PRAGMA synchronous = NORMAL")
+            migrate(self.connection)
+        except sqlite3.DatabaseError as error:
+            raise LedgerError(
+                f"the ledger {path} cannot be opened ({error}): make its folder writable; if the file is damaged, "
+                "delete it and it is rebuilt from the journal"
+            ) from error
+        self._apply: dict[str, Callable[[dict[str, Any]], str | None]] = {
+            "request": self._request,
+            "checkpoint": self._life,
+            "segment": self._life,
+            "price": self._price,
+            "writer": self._writer,
+        }
+
+    def ingest(self, journal: Path, limits: Mapping[tuple[str, str], int] | None = None) -> int:
+        """Take in all that the journal holds beyond the stored offsets; return the number of new records.
+
+        `limits` = {(writer, segment): offset} stops at those offsets, for comparing with another ledger. Raises
+        LedgerError when the ledger cannot be written; what was taken in until then stays, the rest comes next time.
+        """
+        try:
+            offsets = self.offsets()
+            count = 0
+            for writer, segment, path in segments(journal):
+                offset = offsets.get((writer, segment), 0)
+                end = path.stat().st_size if limits is None else limits.get((writer, segment), 0)
+                if end > offset:
+                    count += self._ingest_file(writer, segment, path, offset, end)
+        except sqlite3.DatabaseError as error:
+            raise LedgerError(
+                f"the ledger cannot be written ({error}): free space on its disk; if the file is damaged, "
+                "delete it and it is rebuilt from the journal"
+            ) from error
+        return count
+
+    def offsets(self) -> dict[tuple[str, str], int]:
+        """Return {(writer, segment): bytes taken in}."""
+        rows = self.connection.execute("SELECT writer, segment, offset FROM files")
+        return {(writer, segment): offset for writer, segment, offset in rows}
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def _ingest_file(self, writer: str, segment: str, path: Path, offset: int, end: int) -> int:
+        count = 0
+        entries = itertools.takewhile(lambda entry: entry[1] <= end, read_segment(path, offset))
+        while batch := list(itertools.islice(entries, _RECORDS_PER_TRANSACTION)):
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                begin = offset
+                for record, offset in batch:
+                    sentence = record.sentence if isinstance(record, Problem) else self._take(record)
+                    if sentence is not None:
+                        self.connection.execute(_PROBLEM, (writer, segment, begin, sentence))
+                    begin = offset
+                self.connection.execute(_OFFSET, (writer, segment, offset))
+                self.connection.execute("COMMIT")
+            except BaseException:
+                self.connection.execute("ROLLBACK")
+                raise
+            count += len(batch)
+        return count
+
+    def _take(self, record: dict[str, Any]) -> str | None:
+        """Store one record; return a sentence where it is none that can be stored."""
+        try:
+            apply = self._apply.get(record["kind"])
+            if apply is None:
+                return f"unknown kind of record: {record['kind']!r}"
+            return apply(record)
+        except _BAD_RECORD as error:
+            return f"a {record.get('kind')} record lacks a field or has an odd value: {error}"
+
+    def _request(self, record: dict[str, Any]) -> str | None:
+        if self.connection.execute(_REQUEST, record).rowcount == 0:
+            return f"request {record['id']} is recorded more than once; only its first record counts"
+        return None
+
+    def _life(self, record: dict[str, Any]) -> None:
+        record["labels"] = orjson.dumps(record["labels"], option=orjson.OPT_SORT_KEYS).decode()
+        record["minute"] = (record["mono_ns"] - record["assigned_mono_ns"]) // _NS_PER_MINUTE
+        record.setdefault("exit_reason", None)
+        record.setdefault("estimated", False)
+        self.connection.execute(_LIFE, record)
+        self.connection.execute(_STATE, record)
+
+    def _price(self, record: dict[str, Any]) -> None:
+        record["version"] = record["id"].partition(":")[2]
+        self.connection.execute(_PRICE, record)
+
+    def _writer(self, record: dict[str, Any]) -> None:
+        self.connection.execute(_WRITER, record)
+        self.connection.executemany(_GONE, [(writer,) for writer in record["gone"]])
+
+
+def open_read_only(path: Path, derived: Path | None = None) -> sqlite3.Connection:
+    """Return a connection that cannot write, in a read transaction: all its queries see one moment.
+
+    `derived`: another ledger, attached as `derived`; its moment begins when it is first asked. Raises LedgerError where
+    there is no ledger this program can read.
+    """
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=30)
+        connection.row_factory = sqlite3.Row
+        if derived is not None:
+            connection.execute("ATTACH ? AS derived", (f"{derived.absolute().as_uri()}?mode=ro",))
+        connection.execute("BEGIN")
+        connection.execute("SELECT count(*) FROM main.files")
+    except sqlite3.DatabaseError as error:
+        raise LedgerError(
+            f"the ledger {path} cannot be read ({error}): start the platform once with `serve up`"
+        ) from error
+    return connection

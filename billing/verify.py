@@ -1,0 +1,129 @@
+"""`serve bill verify`: proves that the ledger obeys the law, and that it says what the journal says.
+
+A problem is a broken law or damaged bytes; a note is what a kill leaves behind truthfully: estimated lives, torn tails.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from billing.journal import segments
+from billing.ledger import Ledger, open_read_only
+from billing.lives import LifeState, RecordedLife, read_lives
+from billing.schema import DERIVED_TABLES
+from serve.core.clock import NS_PER_US
+
+_MOST_SENTENCES = 1000
+_OFFSETS = "SELECT writer, segment, offset FROM main.files"
+_SUMS = "SELECT replica, sum(busy_us), sum(cold_us), count(*) FROM main.requests GROUP BY replica"
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    lives: int
+    requests: int
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "lives": self.lives,
+            "requests": self.requests,
+            "problems": self.problems,
+            "notes": self.notes,
+        }
+
+
+def verify(ledger: Path, journal: Path) -> Verification:
+    """Check the whole ledger against the law and against the journal it came from.
+
+    Records the ledger has not taken in yet are not looked at: sync first. Raises LedgerError where it cannot be read.
+    """
+    problems: list[str] = []
+    notes: list[str] = []
+    with TemporaryDirectory(prefix="servezero-verify-") as folder:
+        again = Path(folder) / "ledger.db"
+        with closing(Ledger(again)) as derived, closing(open_read_only(ledger, again)) as connection:
+            limits = {(row["writer"], row["segment"]): row["offset"] for row in connection.execute(_OFFSETS)}
+            derived.ingest(journal, limits)
+            lives, requests = _check_lives(connection, problems, notes)
+            for row in connection.execute("SELECT * FROM main.problems"):
+                problems.append(f"{row['writer']}/{row['segment']} at byte {row['offset']}: {row['sentence']}")
+            problems += _missing_files(limits, derived.offsets())
+            problems += _differences(connection)
+            notes += _torn_tails(connection, journal, limits)
+    return Verification(lives, requests, problems[:_MOST_SENTENCES], notes[:_MOST_SENTENCES])
+
+
+def _check_lives(connection: sqlite3.Connection, problems: list[str], notes: list[str]) -> tuple[int, int]:
+    """Append what is wrong or remarkable with lives; return how many lives and requests there are."""
+    sums = {replica: (busy_us, cold_us, count) for replica, busy_us, cold_us, count in connection.execute(_SUMS)}
+    requests = sum(count for *_, count in sums.values())
+    lives = 0
+    for life in read_lives(connection):
+        lives += 1
+        busy_us, cold_us, _ = sums.pop(life.replica, (0, 0, 0))
+        problems += _broken_laws(life, busy_us, cold_us)
+        if life.estimated:
+            notes.append(f"{life.replica}: {_why_estimated(life)}")
+    problems += [f"{replica}: has requests, but no record of its life" for replica in sums]
+    return lives, requests
+
+
+def _broken_laws(life: RecordedLife, busy_us: int, cold_us: int) -> Iterator[str]:
+    """Yield a sentence for each law that `life` breaks; `busy_us`, `cold_us`: sums over its requests."""
+    for known in life.known:
+        life_us = (known.mono_ns - life.assigned_mono_ns) // NS_PER_US
+        if known.parts.life_us != life_us:
+            yield f"{life.replica}: cold + busy + idle + drain is {known.parts.life_us} µs of a life of {life_us} µs"
+        if min(known.parts) < 0:
+            yield f"{life.replica}: a part of its life is negative: {known.parts}"
+    last = life.last.parts
+    if busy_us != last.billed_us:
+        yield f"{life.replica}: its requests pay for {busy_us} µs, its life says {last.billed_us} µs"
+    if cold_us not in (0, last.cold_us):
+        yield f"{life.replica}: its requests bear {cold_us} µs of a cold start of {last.cold_us} µs"
+
+
+def _why_estimated(life: RecordedLife) -> str:
+    if life.state is LifeState.ABANDONED:
+        return "its writer ended without closing it; closed at its last known instant, estimated"
+    return "it ended with requests inside; their time is estimated from when they were sent"
+
+
+def _missing_files(limits: dict[tuple[str, str], int], read: dict[tuple[str, str], int]) -> Iterator[str]:
+    for (writer, segment), offset in sorted(limits.items()):
+        if read.get((writer, segment), 0) != offset:
+            yield f"{writer}/{segment}: the ledger holds {offset} bytes of it, the journal no longer has them all"
+
+
+def _differences(connection: sqlite3.Connection) -> Iterator[str]:
+    """Compare with the ledger derived anew up to the same offsets; yield a sentence for each difference."""
+    for table in DERIVED_TABLES:
+        for one, other, sentence in (
+            ("derived", "main", "the ledger lacks {} rows of {} that the journal has"),
+            ("main", "derived", "the ledger has {} rows of {} that the journal lacks"),
+        ):
+            query = f"SELECT count(*) FROM (SELECT * FROM {one}.{table} EXCEPT SELECT * FROM {other}.{table})"  # noqa: S608
+            (count,) = connection.execute(query).fetchone()
+            if count:
+                yield sentence.format(count, table)
+
+
+def _torn_tails(connection: sqlite3.Connection, journal: Path, limits: dict[tuple[str, str], int]) -> Iterator[str]:
+    gone = {writer for (writer,) in connection.execute("SELECT writer FROM main.gone")}
+    for writer, segment, path in segments(journal):
+        torn_bytes = path.stat().st_size - limits.get((writer, segment), 0)
+        if writer in gone and torn_bytes:
+            yield f"{writer}/{segment}: its last {torn_bytes} bytes are an incomplete record; its writer was killed"
