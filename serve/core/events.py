@@ -153,6 +153,10 @@ class EventError(ValueError):
     """The bytes are no event. The connection cannot be trusted any further."""
 
 
+_NOT_AN_EVENT = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
+_CHECKED = {"int": int, "str": str, "bool": bool, "dict[str, Any]": dict}
+
+
 def encode_event(event: Event) -> bytes:
     return json.dumps({"event": _EVENT_NAMES[type(event)], **dataclasses.asdict(event)}).encode()
 
@@ -163,7 +167,7 @@ def decode_event(data: bytes | memoryview) -> Event:
         message = json.loads(bytes(data))
         cls = _EVENTS[message["event"]]
         event: Event = _build(cls, message)
-    except (ValueError, KeyError, TypeError) as error:
+    except _NOT_AN_EVENT as error:
         raise EventError(f"not an event: {error}") from error
     return event
 
@@ -176,7 +180,7 @@ def decode_load(data: bytes | memoryview) -> LoadOrder:
     """Return the order in a LOAD payload. Raise EventError."""
     try:
         order: LoadOrder = _build(LoadOrder, json.loads(bytes(data)))
-    except (ValueError, KeyError, TypeError) as error:
+    except _NOT_AN_EVENT as error:
         raise EventError(f"not a load order: {error}") from error
     return order
 
@@ -188,9 +192,15 @@ def tensor_specs(items: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     )
 
 
-def _build(cls: type[Any], message: dict[str, Any]) -> Any:
-    known = {field.name for field in dataclasses.fields(cls)}
+def _build(cls: type[Any], message: Any) -> Any:
+    if not isinstance(message, dict):
+        raise TypeError("not a JSON object")
+    known = {field.name: _CHECKED.get(str(field.type)) for field in dataclasses.fields(cls)}
     values = {key: value for key, value in message.items() if key in known}
+    for key, value in values.items():
+        wanted = known[key]
+        if wanted is not None and type(value) is not wanted:
+            raise TypeError(f"{key} is not of type {wanted.__name__}")
     for key in ("inputs", "outputs"):
         if key in values:
             values[key] = tensor_specs(values[key])
