@@ -1,0 +1,260 @@
+"""A replica with its model loaded: one blocking loop, no event loop, no threads of ours.
+
+Take all that has come, join what fits into a batch, run it, answer; meanwhile the next batch gathers in the socket.
+Answers leave in one system call when nothing is left to run, or once the first of them has waited a millisecond.
+
+Every request that came whole gets exactly one answer with its usage, also one whose caller left before it was started
+(status 499): the other side always knows what is inside, and the shares of all answers sum to the busy time.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+
+from runtime.batch import take_batch
+from runtime.decode import InferRequest, RequestDecoder
+from runtime.encode import AnswerEncoder, Body, WrongRows, error_body
+from runtime.engines.base import Engine, InputRejected, Loaded
+from runtime.memory import read_memory
+from runtime.tensors import DATATYPES, RequestRejected, join
+from runtime.wire import FrameReader, RawFrame, pack_answer_head, send_pieces
+from serve.core.events import Drained, Event, LoadOrder, Stats, encode_event
+from serve.core.frames import FLAG_END, FrameError, Kind, pack, unpack_request
+from serve.core.meter import BusyMeter
+
+log = logging.getLogger(__name__)
+
+FLUSH_AFTER_NS = 1_000_000
+"""Longest time a finished answer waits for others to leave with."""
+
+STATS_INTERVAL_NS = 1_000_000_000
+_MEMORY_SHARE = 100
+"""Reading memory may cost one part in this many: the interval grows where it is slow (large mappings)."""
+
+_U32 = 0xFFFF_FFFF
+
+_CALLER_LEFT = RequestRejected("the caller left before the request was started", 499, "cancelled")
+_EXPIRED = RequestRejected("Request timeout expired: it waited too long in the replica", 503, "queue_timeout")
+_DRAINING = RequestRejected("the replica is draining; send the request again", 503, "draining")
+
+
+class Replica:
+    """Everything is owned by the process's main thread."""
+
+    def __init__(self, sock: socket.socket, order: LoadOrder, engine: Engine, loaded: Loaded) -> None:
+        self._sock = sock
+        self._engine = engine
+        self._loaded = loaded
+        self._datatypes = {spec.name: DATATYPES[spec.datatype] for spec in loaded.inputs}
+        self._decoder = RequestDecoder(loaded, order.name)
+        self._encoder = AnswerEncoder(loaded, order.name, str(order.revision))
+        self._max_batch_rows = order.max_batch_rows
+        self._meter = BusyMeter()
+        self._waiting: list[InferRequest] = []
+        """Inside and not started, in order of arrival."""
+        self._incomplete: dict[int, bytearray] = {}
+        """Requests by stream whose bodies are still coming: not inside yet."""
+        self._is_draining = False
+        self._answered = 0
+        self._executions = 0
+        self._outgoing: list[bytes | memoryview] = []
+        self._outgoing_bytes = 0
+        self._outgoing_since_ns = 0
+        self._stats_answered = 0
+        self._stats_due_ns = 0
+
+    def serve(self, reader: FrameReader, frames: list[RawFrame] | None) -> int:
+        """Serve until drained or the stream ends; `frames` came already. Return 0. Raise OSError, FrameError."""
+        while frames is not None:
+            if frames:
+                self._take(frames)
+            if self._waiting:
+                batch, self._waiting = take_batch(self._waiting, self._max_batch_rows)
+                self._run(batch)
+            if self._waiting:
+                if self._outgoing and time.monotonic_ns() - self._outgoing_since_ns > FLUSH_AFTER_NS:
+                    self._flush()
+                frames = reader.read(wait=False)
+                continue
+            self._flush()
+            if self._is_draining and not self._incomplete:
+                self._send_event(Drained(time.monotonic_ns(), self._meter.total_busy_ns))
+                return 0
+            if self._answered != self._stats_answered and time.monotonic_ns() >= self._stats_due_ns:
+                self._send_stats()
+            frames = reader.read(wait=True)
+        return 0
+
+    # In ------------------------------------------------------------------------------------------------------------
+
+    def _take(self, frames: list[RawFrame]) -> None:
+        """Let in what the frames of one read completed."""
+        now_ns = time.monotonic_ns()
+        refused: list[tuple[InferRequest, RequestRejected]] = []
+        for kind, flags, stream, payload in frames:
+            if kind == Kind.REQUEST:
+                if self._is_draining:
+                    refused.append((self._enter(stream, payload, now_ns), _DRAINING))
+                elif flags & FLAG_END:
+                    self._decode(stream, payload, now_ns, refused)
+                else:
+                    self._incomplete[stream] = bytearray(payload)
+            elif kind == Kind.BODY:
+                body = self._incomplete.get(stream)
+                if body is not None:  # else it was cancelled or refused
+                    body += payload
+                    if flags & FLAG_END:
+                        del self._incomplete[stream]
+                        self._decode(stream, memoryview(body), now_ns, refused)
+            elif kind == Kind.CANCEL:
+                self._cancel(stream, now_ns, refused)
+            elif kind == Kind.DRAIN:
+                self._is_draining = True
+            else:
+                raise FrameError(f"frame kind {kind} is not for a loaded replica")
+        # Only now: an answer moves the meter's clock past `now_ns`.
+        for request, rejected in refused:
+            self._refuse(request, rejected)
+
+    def _decode(
+        self, stream: int, payload: memoryview, now_ns: int, refused: list[tuple[InferRequest, RequestRejected]]
+    ) -> None:
+        """Take a whole request inside: it waits for a run, or is refused."""
+        head, body = unpack_request(payload)
+        try:
+            request = self._decoder.decode(head.codec, head.json_length, body)
+        except RequestRejected as rejected:
+            refused.append((self._enter(stream, payload, now_ns), rejected))
+            return
+        request.stream = stream
+        request.request_id = head.request_id
+        request.entered_ns = now_ns
+        if head.timeout_us:
+            request.deadline_ns = now_ns + head.timeout_us * 1000
+        request.ticket = self._meter.enter(request.weight, now_ns)
+        self._waiting.append(request)
+
+    def _enter(self, stream: int, payload: memoryview | bytearray, now_ns: int) -> InferRequest:
+        """Take a request inside that will only be refused."""
+        request = InferRequest((), [], [], (), None)
+        request.stream = stream
+        request.request_id = unpack_request(memoryview(payload))[0].request_id
+        request.entered_ns = now_ns
+        request.ticket = self._meter.enter(request.weight, now_ns)
+        return request
+
+    def _cancel(self, stream: int, now_ns: int, refused: list[tuple[InferRequest, RequestRejected]]) -> None:
+        incomplete = self._incomplete.pop(stream, None)
+        if incomplete is not None:
+            refused.append((self._enter(stream, incomplete, now_ns), _CALLER_LEFT))
+            return
+        for position, request in enumerate(self._waiting):
+            if request.stream == stream:
+                del self._waiting[position]
+                refused.append((request, _CALLER_LEFT))
+                return
+
+    # Run -----------------------------------------------------------------------------------------------------------
+
+    def _run(self, batch: list[InferRequest]) -> None:
+        """Answer every member. A batch that fails is run again one by one, so that a bad member hurts nobody else."""
+        start_ns = time.monotonic_ns()
+        live = [request for request in batch if not 0 < request.deadline_ns < start_ns]
+        if len(live) != len(batch):
+            for request in batch:
+                if request not in live:
+                    self._refuse(request, _EXPIRED)
+            if not live:
+                return
+        try:
+            bodies, infer_ns = self._infer(live)
+        except Exception as error:
+            if len(live) == 1:
+                self._refuse(live[0], self._explain(live[0], error))
+                return
+            if isinstance(error, WrongRows):
+                log.warning("batching is switched off, the outputs of a batch cannot be told apart: %s", error)
+                self._max_batch_rows = 0
+            for request in live:
+                self._run([request])
+            return
+        batch_rows = sum([request.rows for request in live])
+        left_ns = time.monotonic_ns()
+        for request, body in zip(live, bodies, strict=True):
+            if isinstance(body, RequestRejected):
+                body = error_body(body.status, body.code, str(body), request.request_id)
+            self._answer(request, body, left_ns, infer_ns, batch_rows)
+
+    def _infer(self, batch: list[InferRequest]) -> tuple[list[Body | RequestRejected], int]:
+        """Return the members' answers and the duration of the engine run."""
+        first = batch[0]
+        inputs = {}
+        for place, name in enumerate(first.names):
+            shape = first.shapes[place]
+            if len(batch) > 1:
+                shape = (sum([request.rows for request in batch]), *shape[1:])
+            inputs[name] = join(self._datatypes[name], [request.parts[place] for request in batch], shape)
+        outputs = [self._loaded.outputs[output].name for output, _ in first.wanted]
+        self._executions += 1
+        start_ns = time.monotonic_ns()
+        results = self._engine.run(inputs, outputs)
+        infer_ns = time.monotonic_ns() - start_ns
+        return self._encoder.encode(batch, results), infer_ns
+
+    def _explain(self, request: InferRequest, error: Exception) -> RequestRejected:
+        if isinstance(error, InputRejected):
+            return RequestRejected(str(error))
+        log.error("request %s failed in the engine", request.request_id, exc_info=error)
+        return RequestRejected(f"the model failed on this request: {error!s:.500}", 500, "execution_failed")
+
+    # Out -----------------------------------------------------------------------------------------------------------
+
+    def _refuse(self, request: InferRequest, rejected: RequestRejected) -> None:
+        body = error_body(rejected.status, rejected.code, str(rejected), request.request_id)
+        self._answer(request, body, time.monotonic_ns(), infer_ns=0, batch_rows=0)
+
+    def _answer(self, request: InferRequest, body: Body, left_ns: int, infer_ns: int, batch_rows: int) -> None:
+        """The request leaves: queue its answer."""
+        meter, weight = self._meter, request.weight
+        share_ns = meter.leave(request.ticket, weight, left_ns)
+        self._answered += 1
+        usage = (
+            request.entered_ns,
+            left_ns,
+            infer_ns,
+            share_ns,
+            meter.total_busy_ns,
+            meter.total_share_ns,
+            weight,
+            batch_rows,
+            self._answered & _U32,
+            self._executions & _U32,
+        )
+        status, content, json_length, pieces = body
+        body_bytes = sum(map(len, pieces))
+        if not self._outgoing:
+            self._outgoing_since_ns = left_ns
+        self._outgoing.append(pack_answer_head(request.stream, status, content, json_length, body_bytes, usage))
+        self._outgoing += pieces
+        self._outgoing_bytes += body_bytes
+
+    def _flush(self) -> None:
+        if self._outgoing:
+            outgoing, self._outgoing = self._outgoing, []
+            total_bytes, self._outgoing_bytes = self._outgoing_bytes, 0
+            send_pieces(self._sock, outgoing, total_bytes)
+
+    def _send_stats(self) -> None:
+        start_ns = time.monotonic_ns()
+        memory = read_memory()
+        now_ns = time.monotonic_ns()
+        self._send_event(
+            Stats(now_ns, self._meter.total_busy_ns, self._answered, memory.current_bytes, memory.peak_bytes)
+        )
+        self._stats_answered = self._answered
+        self._stats_due_ns = now_ns + max(STATS_INTERVAL_NS, _MEMORY_SHARE * (now_ns - start_ns))
+
+    def _send_event(self, event: Event) -> None:
+        self._sock.sendall(pack(Kind.EVENT, payload=encode_event(event)))
