@@ -1,0 +1,82 @@
+"""The local driver: replicas forked from a zygote, each at the other end of a socketpair."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+from autoscaler.drivers.base import DriverError, ReplicaObserver, StartedReplica
+from autoscaler.drivers.processes import become_subreaper
+from autoscaler.drivers.replica import Replicas
+from autoscaler.drivers.sweep import sweep
+from autoscaler.drivers.zygote import Fork, Zygote
+from serve.core.clock import Clock, SystemClock
+from serve.core.events import ExitReason, LoadOrder, encode_load
+from serve.core.frames import Kind, pack
+from serve.core.ids import ReplicaId
+from serve.core.link import FrameLink
+
+START_S = 30.0
+
+
+class LocalDriver:
+    """Starts replicas by fork. Owned by the loop, which must run in the main thread.
+
+    The socket holds the order to load before the replica exists: nothing is awaited one after the other that need not
+    be, and a replica reads its order from its socket under every driver.
+    """
+
+    def __init__(self, home: Path, *, flavour: str = "onnx", clock: Clock | None = None) -> None:
+        self._home = home
+        self._replicas = Replicas(clock or SystemClock())
+        self._zygote = Zygote(home, flavour)
+
+    @property
+    def zygote_pid(self) -> int | None:
+        return self._zygote.pid
+
+    async def open(self) -> None:
+        become_subreaper()
+        sweep(self._home)
+        try:
+            await self._zygote.open()
+        except BaseException:
+            await self._zygote.close()
+            raise
+
+    async def start(self, order: LoadOrder, observer: ReplicaObserver, log_file: Path) -> StartedReplica:
+        ordered_ns = self._replicas.clock.monotonic_ns()
+        with self._replicas.starting(order, observer, log_file) as (life, log_fd):
+            ours, theirs = socket.socketpair()
+            with theirs:
+                fork = Fork(order.replica_id, f"{order.name}-r{order.revision}", ordered_ns, (theirs.fileno(), log_fd))
+            self._zygote.carry_out(fork)
+            link = None
+            try:
+                async with asyncio.timeout(START_S):
+                    link = await FrameLink.open(ours, life)
+                    link.send(pack(Kind.LOAD, payload=encode_load(order)))
+                    process = await asyncio.shield(fork.process)
+            except BaseException as error:
+                fork.give_up()
+                if link is not None:
+                    link.close()
+                else:
+                    ours.close()
+                if isinstance(error, TimeoutError):
+                    raise DriverError(f"the zygote did not fork within {START_S:.0f} s") from None
+                raise
+            life.begin(process, link)
+            return StartedReplica(process.pid, link)
+
+    def drain(self, replica_id: ReplicaId) -> None:
+        self._replicas.drain(replica_id)
+
+    def kill(self, replica_id: ReplicaId, reason: ExitReason) -> None:
+        self._replicas.kill(replica_id, reason)
+
+    async def close(self) -> None:
+        await self._replicas.close()
+        await self._zygote.close()
+        sweep(self._home, keep_children=False)

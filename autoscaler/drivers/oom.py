@@ -1,0 +1,49 @@
+"""Whether the kernel killed for memory: the cgroup's `oom_kill` counter, and nothing less, is evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+class OomKills:
+    """Kills by the kernel in our cgroup that no dead replica has been blamed on yet. Owned by the loop."""
+
+    def __init__(self, counter: Path | None = None) -> None:
+        """`counter`: the file that holds an `oom_kill N` line; found from /proc/self/cgroup where not given."""
+        self._counter = counter or _find_counter()
+        self._explained = self._read()
+
+    def take(self) -> bool:
+        """Return True if one more process was killed for memory than was asked about; each kill counts once."""
+        if self._read() <= self._explained:
+            return False
+        self._explained += 1
+        return True
+
+    def _read(self) -> int:
+        if self._counter is None:
+            return 0
+        try:
+            lines = self._counter.read_text().splitlines()
+        except OSError:
+            return 0
+        return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def _find_counter() -> Path | None:
+    """Return `memory.oom_control` (cgroup v1) or `memory.events` (v2) of our cgroup, or of the mount."""
+    for line in _MEMBERSHIP.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            root, name = _CGROUP / "memory", "memory.oom_control"
+        elif not controllers:
+            root, name = _CGROUP, "memory.events"
+        else:
+            continue
+        for folder in (root / path.lstrip("/"), root):
+            if (folder / name).exists():
+                return folder / name
+    return None

@@ -1,0 +1,157 @@
+"""Child processes: spawn them with exactly the descriptors they need, hear of their end, leave no zombie.
+
+Everything here belongs to the event loop's thread, which is the process's main thread: the kernel tells a child of its
+parent's death when the parent *thread* that made it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from autoscaler.drivers.base import DriverError
+
+_PR_SET_CHILD_SUBREAPER = 36
+_FIRST_FREE_FD = 64
+"""Descriptors to hand over are first copied above the numbers they get in the child, so that none is lost."""
+_RETRY_S = 0.002
+_RETRIES = 500
+_DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended: by itself (`code`) or by a signal. Both None: somebody else reaped it."""
+
+    code: int | None
+    signal: int | None
+
+
+def become_subreaper() -> None:
+    """Make this process the parent of orphans below it. Raise DriverError outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        raise DriverError("replicas must be started from the main thread: run the platform's event loop there")
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise DriverError(f"cannot become a child subreaper ({os.strerror(error)}): Linux 3.4 or later is needed")
+
+
+def spawn(
+    module: str, arguments: Sequence[str], environment: Mapping[str, str], log_fd: int, descriptors: Sequence[int] = ()
+) -> int:
+    """Run `python -P -m module` in a session of its own and return its pid. Raise OSError.
+
+    It reads nothing on stdin and writes stdout and stderr to `log_fd`; `descriptors` appear as 3, 4, …, and nothing
+    else of ours is open in it.
+    """
+    with contextlib.ExitStack() as copies:
+        targets = [(log_fd, 1), (log_fd, 2), *zip(descriptors, range(3, 3 + len(descriptors)), strict=True)]
+        actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+        ]
+        for source, target in targets:
+            copy = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
+            copies.callback(os.close, copy)
+            actions.append((os.POSIX_SPAWN_DUP2, copy, target))
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-P", "-m", module, *arguments],
+            environment,
+            file_actions=actions,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_DEFAULT_SIGNALS,
+        )
+
+
+class ChildProcess:
+    """One child of this process, ours to reap. `exited` resolves once nothing of it is left in the process table.
+
+    A pid cannot be reused before its parent has reaped it, and nobody but this class reaps: so signals cannot hit a
+    stranger.
+    """
+
+    def __init__(self, pid: int, *, owns_session: bool = True) -> None:
+        self.pid = pid
+        self._loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[ExitStatus] = self._loop.create_future()
+        self._owns_session = owns_session
+        self._tries = 0
+        self._pidfd = os.pidfd_open(pid)
+        self._loop.add_reader(self._pidfd, self._ended)
+
+    @property
+    def is_over(self) -> bool:
+        """It has ended, reaped or not."""
+        if self._pidfd < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def kill(self) -> None:
+        """Kill it and its whole session. Does nothing once it is gone."""
+        if self._pidfd < 0:
+            return
+        if self._owns_session:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+        # It may not have made its session yet, so that the group is not there.
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _ended(self) -> None:
+        """The process is a zombie: end what it left in its session, then reap."""
+        self._loop.remove_reader(self._pidfd)
+        if self._owns_session:
+            # While the zombie stands, its group id is nobody else's.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+        try:
+            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            # It ended before the process between it and us did: it becomes ours any moment.
+            self._tries += 1
+            if self._tries < _RETRIES:
+                self._loop.call_later(_RETRY_S, self._ended_again)
+                return
+            result = None
+        os.close(self._pidfd)
+        self._pidfd = -1
+        if result is None:
+            status = ExitStatus(None, None)
+        elif result.si_code == os.CLD_EXITED:
+            status = ExitStatus(result.si_status, None)
+        else:
+            status = ExitStatus(None, result.si_status)
+        self._tries = 0
+        self._reap_group(status)
+
+    def _ended_again(self) -> None:
+        self._loop.add_reader(self._pidfd, self._ended)
+
+    def _reap_group(self, status: ExitStatus) -> None:
+        """Reap what the process left behind: orphans below us are our children, and they were killed."""
+        try:
+            while os.waitid(os.P_PGID, self.pid, os.WEXITED | os.WNOHANG) is not None:
+                pass
+        except ChildProcessError:
+            pass
+        else:
+            # The kernel reports the end of one process, not of a group: ask again, for a bounded time.
+            self._tries += 1
+            if self._tries < _RETRIES:
+                self._loop.call_later(_RETRY_S, self._reap_group, status)
+                return
+        if not self.exited.done():
+            self.exited.set_result(status)

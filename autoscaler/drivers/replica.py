@@ -1,0 +1,251 @@
+"""What every driver knows of its replicas: from the link's first event to the sentence that says how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from autoscaler.drivers.base import DriverError, ReplicaObserver
+from autoscaler.drivers.oom import OomKills
+from autoscaler.drivers.processes import ChildProcess, ExitStatus
+from serve.core.clock import Clock
+from serve.core.events import Drained, Event, EventError, ExitReason, Failed, LoadOrder, decode_event
+from serve.core.frames import Frame, Kind, pack
+from serve.core.ids import ReplicaId
+from serve.core.link import FrameLink
+from serve.core.scaling import Exited
+
+log = logging.getLogger(__name__)
+
+LAST_FRAMES_S = 1.0
+"""Longest wait for the end of a dead replica's socket: something else may hold it open."""
+_LAST_WORDS_BYTES = 4096
+_LAST_WORDS_LINES = 6
+
+
+class ReplicaLog:
+    """The file that takes a replica's stdout and stderr; `fd` is ours until `close`."""
+
+    def __init__(self, file: Path) -> None:
+        """Open `file` for appending, with its folder. Raise DriverError."""
+        try:
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise DriverError(f"cannot write the replica's log {file}: {error.strerror}") from error
+        self._file = file
+        self._start_bytes = os.fstat(self.fd).st_size
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def last_words(self) -> str:
+        """Return the last lines this replica wrote, as one line of printable text; empty where it wrote nothing."""
+        try:
+            with self._file.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(self._start_bytes, size - _LAST_WORDS_BYTES))
+                text = file.read(_LAST_WORDS_BYTES).decode(errors="replace")
+        except OSError:
+            return ""
+        lines = ["".join(char if char.isprintable() else " " for char in line).strip() for line in text.splitlines()]
+        return " | ".join([line for line in lines if line][-_LAST_WORDS_LINES:])
+
+
+class ReplicaLife:
+    """One replica that a driver starts. Receives the link's frames until the activator takes them over.
+
+    Owned by the loop. Events and the exit reach the observer only after `begin`, that is after `start` returned.
+    """
+
+    def __init__(self, order: LoadOrder, observer: ReplicaObserver, log_file: ReplicaLog, replicas: Replicas) -> None:
+        self.id = ReplicaId(order.replica_id)
+        self._observer = observer
+        self._log = log_file
+        self._replicas = replicas
+        self._loop = asyncio.get_running_loop()
+        self._early: list[Event] | None = []
+        self._link: FrameLink | None = None
+        self._link_lost = False
+        self._process: ChildProcess | None = None
+        self._status: ExitStatus | None = None
+        self._kill_reason: ExitReason | None = None
+        self._is_draining = False
+        self._failed: Failed | None = None
+        self.over: asyncio.Future[None] = self._loop.create_future()
+        """Resolves after the observer heard of the exit."""
+
+    def begin(self, process: ChildProcess, link: FrameLink) -> None:
+        """The process runs and has been told what to load: from now on the observer hears of it."""
+        self._process, self._link = process, link
+        if self._replicas.is_closed:
+            self.kill(ExitReason.STOPPED)
+        self._loop.call_soon(self._deliver_early)
+        process.exited.add_done_callback(self._process_ended)
+
+    @property
+    def has_begun(self) -> bool:
+        return self._process is not None
+
+    def drain(self) -> None:
+        self._is_draining = True
+        if self._link is not None:
+            self._link.send(pack(Kind.DRAIN))
+
+    def kill(self, reason: ExitReason) -> None:
+        if self._process is None or self._process.is_over:
+            return
+        self._kill_reason = self._kill_reason or reason
+        self._process.kill()
+
+    # FrameReceiver
+
+    def frames_received(self, frames: list[Frame]) -> None:
+        for frame in frames:
+            if frame.kind != Kind.EVENT:
+                log.error("frame from a replica that nobody asked", extra={"replica": self.id, "kind": frame.kind})
+                continue
+            try:
+                self._event(decode_event(frame.payload))
+            except EventError as error:
+                log.error("replica sent an event that is none", extra={"replica": self.id, "error": str(error)})
+                self.kill(ExitReason.CRASHED)
+
+    def link_lost(self, reason: str) -> None:
+        log.debug("link of a replica ended", extra={"replica": self.id, "why": reason})
+        self._link_lost = True
+        if self._status is not None:
+            self._finish()
+
+    def _event(self, event: Event) -> None:
+        if isinstance(event, Failed):
+            self._failed = event
+        elif isinstance(event, Drained):
+            self._is_draining = True
+        if self._early is not None:
+            self._early.append(event)
+        else:
+            self._observer.replica_event(self.id, event)
+
+    def _deliver_early(self) -> None:
+        early, self._early = self._early, None
+        for event in early or ():
+            self._observer.replica_event(self.id, event)
+
+    def _process_ended(self, exited: asyncio.Future[ExitStatus]) -> None:
+        self._status = exited.result()
+        assert self._link is not None
+        # Its last frames, such as why it could not load, may still be unread.
+        if self._link_lost or self._link.receiver is not self:
+            self._finish()
+        else:
+            self._loop.call_later(LAST_FRAMES_S, self._finish)
+
+    def _finish(self) -> None:
+        if self.over.done():
+            return
+        assert self._status is not None
+        assert self._link is not None
+        self.over.set_result(None)
+        self._link.close()
+        reason = self._reason(self._status)
+        message = self._message(reason, self._status)
+        self._replicas.forget(self.id)
+        now_ns = self._replicas.clock.monotonic_ns()
+        self._observer.replica_exited(Exited(self.id, reason, now_ns, self._status.code, self._status.signal, message))
+
+    def _reason(self, status: ExitStatus) -> ExitReason:
+        if self._kill_reason is not None:
+            return self._kill_reason
+        if self._failed is not None:
+            return ExitReason.LOAD_FAILED
+        if status.code == 0:
+            # Without an order it left because its socket was closed: that is how the platform lets go of a replica.
+            return ExitReason.DRAINED if self._is_draining else ExitReason.STOPPED
+        if status.signal == signal.SIGKILL and self._replicas.oom_kills.take():
+            return ExitReason.OUT_OF_MEMORY
+        return ExitReason.CRASHED
+
+    def _message(self, reason: ExitReason, status: ExitStatus) -> str:
+        if reason is ExitReason.DRAINED:
+            return f"{self.id} finished its work and exited"
+        if reason is ExitReason.LOAD_FAILED and self._failed is not None:
+            return self._failed.message
+        if reason is ExitReason.STOPPED and status.code == 0:
+            return f"{self.id} exited because its connection was closed"
+        if reason is ExitReason.OUT_OF_MEMORY:
+            return f"{self.id} was killed by the kernel because memory ran out: lower max_batch or give it more memory"
+        if self._kill_reason is not None and reason is not ExitReason.CRASHED:
+            return f"{self.id} was killed by the platform ({reason.value})"
+        words = self._log.last_words()
+        return f"{self.id} {_how(status)}" + (f"; its last words: {words}" if words else "")
+
+
+class Replicas:
+    """The replicas of one driver. Owned by the loop."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.oom_kills = OomKills()
+        self._lives: dict[ReplicaId, ReplicaLife] = {}
+        self.is_closed = False
+
+    @contextlib.contextmanager
+    def starting(
+        self, order: LoadOrder, observer: ReplicaObserver, log_file: Path
+    ) -> Iterator[tuple[ReplicaLife, int]]:
+        """Give the life to begin within this block, and its log's descriptor. Left by an error, it never was."""
+        if self.is_closed:
+            raise DriverError("the driver is closed: the platform is shutting down")
+        replica_log = ReplicaLog(log_file)
+        life = ReplicaLife(order, observer, replica_log, self)
+        try:
+            if life.id in self._lives:
+                raise DriverError(f"{life.id} runs already: replica ids are used once")
+            self._lives[life.id] = life
+            try:
+                yield life, replica_log.fd
+            except BaseException:
+                self.forget(life.id)
+                raise
+        finally:
+            replica_log.close()
+
+    def forget(self, replica_id: ReplicaId) -> None:
+        self._lives.pop(replica_id, None)
+
+    def drain(self, replica_id: ReplicaId) -> None:
+        if (life := self._lives.get(replica_id)) is not None:
+            life.drain()
+
+    def kill(self, replica_id: ReplicaId, reason: ExitReason) -> None:
+        if (life := self._lives.get(replica_id)) is not None:
+            life.kill(reason)
+
+    async def close(self) -> None:
+        """Kill every replica; return when all are reaped and their observers know."""
+        self.is_closed = True
+        lives = [life for life in self._lives.values() if life.has_begun]
+        for life in lives:
+            life.kill(ExitReason.STOPPED)
+        for life in lives:
+            await life.over
+
+
+def _how(status: ExitStatus) -> str:
+    if status.signal is not None:
+        try:
+            name = signal.Signals(status.signal).name
+        except ValueError:
+            name = str(status.signal)
+        return f"was ended by signal {name}"
+    if status.code is not None:
+        return f"ended by itself with exit status {status.code}"
+    return "ended, nobody knows how"

@@ -1,0 +1,248 @@
+"""The platform's end of a zygote: commands to fork, reports of what was forked, a new zygote when one dies.
+
+The protocol is described in `runtime/zygote.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections import deque
+from pathlib import Path
+
+from autoscaler.drivers.base import DriverError
+from autoscaler.drivers.environment import REPLICA_ID_BYTES, runtime_environment
+from autoscaler.drivers.processes import ChildProcess, spawn
+from autoscaler.drivers.replica import ReplicaLog
+
+log = logging.getLogger(__name__)
+
+READY_S = 60.0
+MAX_MESSAGE_BYTES = 65536
+MAX_OUTSTANDING = 16
+"""Commands in the zygote's socket at a time: far below what the kernel queues."""
+CLOSE_S = 5.0
+FIRST_BACKOFF_S = 0.05
+LONGEST_BACKOFF_S = 10.0
+LONG_LIFE_S = 10.0
+"""A zygote that lived so long is replaced at once; back-off is for those that die young."""
+MAX_TRIES = 3
+"""A command whose zygote died before it was carried out goes to the next one so often."""
+
+
+class Fork:
+    """One command. Owns copies of the descriptors that the replica gets, until it is carried out or has failed."""
+
+    def __init__(self, replica_id: str, name: str, ordered_ns: int, descriptors: tuple[int, int]) -> None:
+        command = {"replica_id": replica_id, "name": name, "ordered_ns": ordered_ns}
+        self.replica_id = replica_id
+        self.message = json.dumps(command).encode()
+        self.descriptors = [os.dup(descriptor) for descriptor in descriptors]
+        self.tries = 0
+        self.process: asyncio.Future[ChildProcess] = asyncio.get_running_loop().create_future()
+        self.process.add_done_callback(self._done)
+
+    def fail(self, sentence: str) -> None:
+        if not self.process.done():
+            self.process.set_exception(DriverError(sentence))
+
+    def give_up(self) -> None:
+        """Nobody wants the replica any more: kill it as soon as it is there."""
+        self.process.add_done_callback(_kill_unwanted)
+
+    def _done(self, _: object) -> None:
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+
+
+class Zygote:
+    """A zygote that is replaced when it dies. Owned by the loop; at most one `open` and one `close`.
+
+    Commands wait while none is ready, and survive the zygote that took them: only one that was not carried out is
+    given to the next.
+    """
+
+    def __init__(self, home: Path, flavour: str) -> None:
+        self._home = home
+        self._flavour = flavour
+        self._log_file = home / "logs" / f"zygote-{flavour}.log"
+        self._log: ReplicaLog | None = None
+        self._process: ChildProcess | None = None
+        self._control: socket.socket | None = None
+        self._opened: asyncio.Future[None] | None = None
+        self._is_ready = False
+        self._is_closed = False
+        self._born_s = 0.0
+        self._backoff_s = FIRST_BACKOFF_S
+        self._respawn: asyncio.TimerHandle | None = None
+        self._sentence = ""
+        self._waiting: deque[Fork] = deque()
+        self._outstanding: dict[str, Fork] = {}
+        self._made: set[ChildProcess] = set()
+
+    @property
+    def pid(self) -> int | None:
+        """The pid of the zygote that is ready; None while there is none."""
+        return self._process.pid if self._process is not None and self._is_ready else None
+
+    async def open(self) -> None:
+        """Start a zygote and return when it is ready to fork. Raise DriverError."""
+        self._opened = asyncio.get_running_loop().create_future()
+        self._spawn()
+        try:
+            async with asyncio.timeout(READY_S):
+                await self._opened
+        except TimeoutError:
+            sentence = f"the zygote was not ready within {READY_S:.0f} s: see {self._log_file}"
+            raise DriverError(sentence) from None
+
+    def carry_out(self, fork: Fork) -> None:
+        """Fork as soon as possible: `fork.process` resolves to the replica's process, or to DriverError."""
+        if self._is_closed:
+            fork.fail(_CLOSING)
+            return
+        self._waiting.append(fork)
+        self._send()
+
+    async def close(self) -> None:
+        """Kill the zygote and all it made; return when every one of them is reaped."""
+        self._is_closed = True
+        if self._respawn is not None:
+            self._respawn.cancel()
+        for fork in (*self._waiting, *self._outstanding.values()):
+            fork.give_up()
+            fork.fail(_CLOSING)
+        if self._process is not None:
+            self._process.kill()
+        deadline = asyncio.get_running_loop().time() + CLOSE_S
+        # Up to the end of the control socket there may be reports of what the zygote forked last.
+        while self._made or self._control is not None:
+            if asyncio.get_running_loop().time() > deadline:
+                log.error("processes do not end", extra={"pids": [process.pid for process in self._made]})
+                break
+            for process in list(self._made):
+                process.kill()
+            await asyncio.sleep(0.002)
+        self._hang_up()
+
+    def _spawn(self) -> None:
+        self._sentence = ""
+        self._born_s = asyncio.get_running_loop().time()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        self._log = ReplicaLog(self._log_file)
+        try:
+            pid = spawn(
+                "runtime.zygote",
+                ["--control-fd", "3", "--parent-pid", str(os.getpid()), "--flavour", self._flavour],
+                runtime_environment(self._home, "-" * REPLICA_ID_BYTES),
+                self._log.fd,
+                [theirs.fileno()],
+            )
+        except OSError as error:
+            ours.close()
+            self._sentence = f"cannot execute the zygote: {error.strerror}"
+            self._lost()
+            return
+        finally:
+            theirs.close()
+            self._log.close()
+        self._control = ours
+        # Its session may hold a replica that has not made its own yet: that one outlives it.
+        self._process = self._watch(ChildProcess(pid, owns_session=False))
+        asyncio.get_running_loop().add_reader(ours, self._receive)
+
+    def _watch(self, process: ChildProcess) -> ChildProcess:
+        self._made.add(process)
+        process.exited.add_done_callback(lambda _: self._made.discard(process))
+        return process
+
+    def _send(self) -> None:
+        while (
+            self._is_ready and self._control is not None and self._waiting and len(self._outstanding) < MAX_OUTSTANDING
+        ):
+            fork = self._waiting[0]
+            if not fork.process.done():
+                try:
+                    socket.send_fds(self._control, [fork.message], fork.descriptors)
+                except OSError:  # it has died: the end of the socket is about to be read
+                    return
+                fork.tries += 1
+                self._outstanding[fork.replica_id] = fork
+            self._waiting.popleft()
+
+    def _receive(self) -> None:
+        while self._control is not None:
+            try:
+                data = self._control.recv(MAX_MESSAGE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._hang_up()
+                self._lost()
+                return
+            self._message(json.loads(data))
+
+    def _message(self, message: dict[str, object]) -> None:
+        replica_id = message.get("replica_id")
+        fork = self._outstanding.pop(replica_id, None) if isinstance(replica_id, str) else None
+        pid = message.get("pid")
+        if message.get("ready"):
+            self._is_ready = True
+            if self._opened is not None and not self._opened.done():
+                self._opened.set_result(None)
+        elif isinstance(pid, int):
+            process = self._watch(ChildProcess(pid))
+            if fork is None or fork.process.done():
+                process.kill()
+            else:
+                fork.process.set_result(process)
+        elif fork is not None:
+            fork.fail(f"the zygote could not start the replica: {message.get('error')}")
+        else:
+            self._sentence = str(message.get("error"))
+        self._send()
+
+    def _hang_up(self) -> None:
+        self._is_ready = False
+        if self._control is not None:
+            asyncio.get_running_loop().remove_reader(self._control)
+            self._control.close()
+            self._control = None
+
+    def _lost(self) -> None:
+        """The zygote is gone, and no report of it is still to come."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+        if self._is_closed:
+            return
+        if self._opened is not None and not self._opened.done():
+            words = self._sentence or (self._log.last_words() if self._log is not None else "")
+            self._opened.set_exception(DriverError(f"the zygote did not start: {words or 'it said nothing'}"))
+            return
+        for fork in reversed(self._outstanding.values()):
+            if fork.tries < MAX_TRIES:
+                self._waiting.appendleft(fork)
+            else:
+                fork.fail(f"the zygote died {MAX_TRIES} times when it should start this replica: see {self._log_file}")
+        self._outstanding.clear()
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._born_s >= LONG_LIFE_S:
+            self._backoff_s = FIRST_BACKOFF_S
+        log.error("the zygote died: starting another", extra={"in_s": self._backoff_s, "why": self._sentence})
+        self._respawn = loop.call_later(self._backoff_s, self._spawn)
+        self._backoff_s = min(self._backoff_s * 2, LONGEST_BACKOFF_S)
+
+
+_CLOSING = "the driver is closed: the platform is shutting down"
+
+
+def _kill_unwanted(process: asyncio.Future[ChildProcess]) -> None:
+    if process.exception() is None:
+        process.result().kill()

@@ -1,0 +1,196 @@
+"""The zygote: a process with everything imported and no model, that forks into replicas on command.
+
+`python -P -m runtime.zygote --control-fd N --parent-pid P --flavour onnx`, exec'd by the local driver with the
+environment that keeps libraries from starting threads. One SOCK_SEQPACKET socket carries one JSON object a message:
+
+- zygote → driver, once: `{"ready": true}`, or `{"error": sentence}` and exit status 3
+- driver → zygote: `{"replica_id", "name", "ordered_ns"}` with two descriptors: the replica's socket, its log file
+- → driver, in any order: `{"replica_id", "pid"}`, or `{"replica_id", "error"}`
+
+A replica is a grandchild: its parent, the process in between, reports its pid and exits, and the platform (a child
+subreaper) inherits it. So the zygote may die without its replicas, and the platform reads their exit status. The
+driver that sees end-of-file on the control socket knows that no report is still to come, because every process
+between zygote and replica holds the other end. What the replica is to load comes on its own socket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib
+import json
+import os
+import socket
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from runtime import parentage
+from runtime.parentage import Orphaned, ProcessText
+
+FLAVOURS: dict[str, tuple[str, ...]] = {
+    "bare": ("runtime.worker", "runtime.engines.scripted"),
+    "onnx": ("runtime.worker", "runtime.engines.scripted", "runtime.engines.onnx"),
+}
+MAX_COMMAND_BYTES = 4096
+EXIT_UNFIT = 3
+EXIT_ORPHANED = 4
+EXIT_BROKEN = 70
+"""The worker raised what it should have handled (sysexits.h: EX_SOFTWARE)."""
+_SOCKET_FD = 3
+
+
+class Unfit(Exception):
+    """This process cannot fork safely. The sentence says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    replica_id: str
+    name: str
+    """What `ps` shows: the deployment and revision."""
+    ordered_ns: int
+    """CLOCK_MONOTONIC when the platform wanted this replica."""
+    socket_fd: int
+    log_fd: int
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.zygote", description="Forks replicas for the local driver."
+    )
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--parent-pid", type=int, required=True)
+    parser.add_argument("--flavour", choices=sorted(FLAVOURS), required=True)
+    options = parser.parse_args(arguments)
+    try:
+        parentage.die_with(options.parent_pid)
+    except Orphaned:
+        return EXIT_ORPHANED
+    parentage.set_name(f"zygote-{options.flavour}")
+    control = socket.socket(fileno=options.control_fd)
+    try:
+        prepare(options.flavour)
+    except (Unfit, ImportError) as error:
+        traceback.print_exc()
+        _tell(control, {"error": f"{type(error).__name__}: {error}" if isinstance(error, ImportError) else str(error)})
+        return EXIT_UNFIT
+    _tell(control, {"ready": True})
+    return serve(control, options.parent_pid)
+
+
+def prepare(flavour: str) -> None:
+    """Import what replicas of `flavour` need. Raise Unfit, or ImportError where an engine's library is missing."""
+    for module in ("numpy", "numpy.random", *FLAVOURS[flavour]):
+        importlib.import_module(module)
+    check_single_thread()
+    # Collected now and never looked at again: a later collection in a child would copy every page it marks.
+    gc.collect()
+    gc.freeze()
+
+
+def check_single_thread() -> None:
+    """Raise Unfit if this process has more than one thread: a fork would copy locks that other threads hold."""
+    count = parentage.thread_count()
+    if count != 1:
+        raise Unfit(
+            f"the zygote has {count} threads and must have one to fork safely: start it with ORT_DISABLE_TELEMETRY=1 "
+            "OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1, and import nothing that starts threads"
+        )
+
+
+def serve(control: socket.socket, platform_pid: int) -> int:
+    """Fork on command until the driver closes its end."""
+    text = ProcessText()
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(control, MAX_COMMAND_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            return 0
+        message = json.loads(data)
+        command = Command(message["replica_id"], message["name"], message["ordered_ns"], *descriptors)
+        try:
+            check_single_thread()
+            _fork(control, command, text, platform_pid)
+        except (Unfit, OSError) as error:
+            _tell(control, {"replica_id": command.replica_id, "error": f"cannot fork: {error}"})
+            if isinstance(error, Unfit):
+                return EXIT_UNFIT
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def _fork(control: socket.socket, command: Command, text: ProcessText, platform_pid: int) -> None:
+    between = os.fork()
+    if between == 0:
+        _fork_replica(control, command, text, platform_pid)
+    _, status = os.waitpid(between, 0)
+    if status != 0:
+        raise OSError(f"the process between zygote and replica ended with wait status {status}")
+
+
+def _fork_replica(control: socket.socket, command: Command, text: ProcessText, platform_pid: int) -> NoReturn:
+    """In the process between: fork the replica, report it, and leave so that the platform inherits it."""
+    status = 1
+    try:
+        between = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            control.detach()
+            _become_replica(command, text, platform_pid, between)
+        _tell(control, {"replica_id": command.replica_id, "pid": pid})
+        status = 0
+    except OSError as error:
+        _tell(control, {"replica_id": command.replica_id, "error": f"cannot fork: {error}"})
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _become_replica(command: Command, text: ProcessText, platform_pid: int, between_pid: int) -> NoReturn:
+    """In the replica: keep only what is its own, work, exit. Never returns into the zygote's code."""
+    status = EXIT_BROKEN
+    try:
+        os.setsid()
+        sock = _keep_own_descriptors(command)
+        parentage.reset_signals()
+        parentage.reseed()
+        parentage.set_name(command.name)
+        text.show(command.replica_id, f"serve replica {command.replica_id}")
+        parentage.raise_oom_score()
+        parentage.wait_for_parent(platform_pid, between_pid)
+        parentage.die_with(platform_pid)
+        status = sys.modules["runtime.worker"].run(sock, started_ns=command.ordered_ns)
+    except Orphaned:
+        status = EXIT_ORPHANED
+    except SystemExit as leaving:
+        status = leaving.code if isinstance(leaving.code, int) else EXIT_BROKEN
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # Not sys.exit: the zygote's own clean-up must not run in its children.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _keep_own_descriptors(command: Command) -> socket.socket:
+    """Leave stdin (empty), stdout and stderr (the log) and the socket; close everything else."""
+    os.dup2(command.log_fd, 1)
+    os.dup2(command.log_fd, 2)
+    fd = command.socket_fd
+    os.closerange(_SOCKET_FD, fd)
+    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+    return socket.socket(fileno=fd)
+
+
+def _tell(control: socket.socket, message: dict[str, Any]) -> None:
+    """Send one message. A driver that is gone needs none: the next receive finds the end."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        control.send(json.dumps(message).encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
