@@ -1,0 +1,82 @@
+"""The `serve` command: its groups, and how a failure leaves it.
+
+Everything heavy is imported inside the commands: `serve --help` must cost what a bare typer program costs.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from serve.cli import bill, deploy, deployments, observe, platform, predict
+from serve.cli.failure import CommandError, ExitCode
+from serve.cli.output import emit, emit_json, note
+
+_CALL, _WATCH, _MONEY, _MACHINE = "Deploy and call", "Watch", "Money", "This machine"
+
+app = typer.Typer(
+    name="serve",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 error, 2 usage, 3 not found, 4 unreachable, 5 deploy failed, 6 timeout.",
+)
+app.command(rich_help_panel=_CALL)(deploy.deploy)
+app.command(rich_help_panel=_CALL)(predict.predict)
+app.command(rich_help_panel=_CALL)(deployments.rollback)
+app.command(rich_help_panel=_CALL)(deployments.delete)
+app.command(rich_help_panel=_WATCH)(deployments.ls)
+app.command(rich_help_panel=_WATCH)(deployments.status)
+app.command(rich_help_panel=_WATCH)(deployments.history)
+app.command(rich_help_panel=_WATCH)(observe.logs)
+app.command(rich_help_panel=_WATCH)(observe.explain)
+app.add_typer(bill.app, name="bill", rich_help_panel=_MONEY)
+app.command(rich_help_panel=_MACHINE)(platform.up)
+app.command(rich_help_panel=_MACHINE)(platform.down)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from serve.core.version import version
+
+        emit(version())
+        raise typer.Exit
+
+
+@app.callback()
+def serve(
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Deploy models that cost nothing at rest, call them, and see what each request cost."""
+
+
+def main() -> int:
+    """Run the command line; return its exit code."""
+    as_json = _wants_json(sys.argv[1:])
+    try:
+        # With --json, typer hands usage errors to us, so that they are JSON too.
+        return app(prog_name="serve", standalone_mode=not as_json) or 0
+    except CommandError as error:
+        _report(error, as_json)
+        return error.exit_code
+    except typer.TyperException as error:
+        _report(CommandError("usage", error.format_message()), as_json)
+        return ExitCode.USAGE
+    except BrokenPipeError:
+        return ExitCode.ERROR
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in options
+
+
+def _report(error: CommandError, as_json: bool) -> None:
+    if as_json:
+        emit_json(error.body())
+    else:
+        note(f"error: {error}")

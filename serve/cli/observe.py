@@ -1,0 +1,57 @@
+"""`serve logs` and `serve explain`: what replicas said, and why the autoscaler did what it did."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from serve.cli.options import HomePath, Json, Name, Url
+from serve.cli.output import emit, emit_json, emit_table, moment, note
+
+
+def logs(
+    name: Name,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as new lines come.")] = False,
+    request_id: Annotated[str | None, typer.Option(help="Only lines of this request.")] = None,
+    tail: Annotated[int, typer.Option(min=0, help="Begin with this many of the last lines.")] = 100,
+    url: Url = None,
+    home: HomePath = None,
+    as_json: Json = False,
+) -> None:
+    """Print what the replicas of a deployment wrote. With --json: one JSON object a line."""
+    from serve.cli.client import segment
+    from serve.cli.connect import connect
+
+    lines = connect(url, home).api.get_lines(
+        f"/api/v1/deployments/{segment(name)}/logs", follow=1 if follow else None, request_id=request_id, tail=tail
+    )
+    count = 0
+    for count, line in enumerate(lines, start=1):  # noqa: B007
+        if as_json:
+            emit(json.dumps(line, ensure_ascii=False))
+        else:
+            time = f"{moment(line['time'])} " if line.get("time") else ""
+            emit(f"{time}{line.get('replica', '-')} {line.get('line', '')}")
+    if count == 0:
+        note("no lines" + (f" of request {request_id}" if request_id else "") + f" from '{name}'")
+
+
+def explain(name: Name, url: Url = None, home: HomePath = None, as_json: Json = False) -> None:
+    """Say why replicas of a deployment started and stopped."""
+    from serve.cli.client import segment
+    from serve.cli.connect import connect
+
+    document = connect(url, home).api.get(f"/api/v1/deployments/{segment(name)}/explain")
+    if as_json:
+        emit_json(document)
+        return
+    decisions = document["decisions"]
+    if not decisions:
+        note(f"nothing was decided for '{name}' yet: no request came since the platform started")
+        return
+    emit_table(
+        ("TIME", "REPLICAS", "REASON"),
+        ((moment(item["time"]), f"{item['from']} → {item['to']}", str(item["reason"])) for item in decisions),
+    )
