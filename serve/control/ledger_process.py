@@ -1,0 +1,104 @@
+"""The ledger's process as the platform sees it: started, told when there is something to read, restarted if it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+
+from serve.core.lifecycle import Lifecycle
+
+log = logging.getLogger(__name__)
+
+_INTERVAL_S = 1.0
+"""Least time between two ingests that nobody asked for."""
+_SYNC_TIMEOUT_S = 60.0
+_RESTART_S = 1.0
+_EXIT_TIMEOUT_S = 30.0
+
+
+class LedgerProcess:
+    """`python -m billing` and the pipe to it. Owned by the event loop. Serving never waits for it.
+
+    A dead ledger is started again at the next need: it derives everything from the journal, so nothing is lost.
+    """
+
+    def __init__(self, journal: Path, ledger: Path, lifecycle: Lifecycle) -> None:
+        self._command = [sys.executable, "-P", "-m", "billing", "--journal", str(journal), "--ledger", str(ledger)]
+        self._process: Process | None = None
+        self._pipe = asyncio.Lock()
+        self._written = asyncio.Event()
+        lifecycle.spawn("ledger ingest", self._ingest())
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    def poke(self) -> None:
+        """Records were written: ingest them soon. Costs nothing on the request path."""
+        self._written.set()
+
+    async def sync(self) -> None:
+        """Return when everything written so far is in the ledger. Raise OSError or TimeoutError if it cannot be."""
+        async with self._pipe, asyncio.timeout(_SYNC_TIMEOUT_S):
+            process = await self._running()
+            try:
+                await self._ask(process)
+            except BaseException:
+                await self._discard(process)  # its next answer would belong to this question
+                raise
+
+    async def start(self) -> None:
+        async with self._pipe:
+            await self._running()
+
+    async def close(self) -> None:
+        """Let it ingest what is left and exit."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(_EXIT_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            log.warning("the ledger did not finish in time; it goes on from the journal at the next start")
+            await self._discard(process)
+
+    async def _ingest(self) -> None:
+        while True:
+            await self._written.wait()
+            self._written.clear()
+            try:
+                await self.sync()
+            except (OSError, TimeoutError) as error:
+                log.warning("the ledger did not answer; it is started again", extra={"error": str(error)})
+                self._written.set()
+                await asyncio.sleep(_RESTART_S)
+            await asyncio.sleep(_INTERVAL_S)
+
+    async def _ask(self, process: Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b'{"op":"sync"}\n')
+        await process.stdin.drain()
+        line = await process.stdout.readline()
+        if not line:
+            raise ConnectionError("the ledger ended")
+        answer = json.loads(line)
+        if "synced" not in answer:
+            raise OSError(str(answer.get("error", answer)))
+
+    async def _running(self) -> Process:
+        if self._process is None or self._process.returncode is not None:
+            self._process = await asyncio.create_subprocess_exec(*self._command, stdin=PIPE, stdout=PIPE)
+        return self._process
+
+    async def _discard(self, process: Process) -> None:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

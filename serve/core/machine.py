@@ -1,0 +1,64 @@
+"""What this machine, or the cgroup this process lives in, has to give: memory and cores."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def memory_bytes() -> int:
+    """Return the smaller of the machine's memory and the cgroup's limit (v1 or v2)."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([total, *_limits("memory", ("memory.max", "memory.limit_in_bytes"))])
+
+
+def cores() -> int:
+    """Return the cores this process may use: affinity, and the cgroup's CPU quota rounded up."""
+    usable = len(os.sched_getaffinity(0))
+    for folder in _folders("cpu"):
+        quota, period = _cpu_quota(folder)
+        if quota > 0 and period > 0:
+            usable = min(usable, math.ceil(quota / period))
+    return max(1, usable)
+
+
+def _cpu_quota(folder: Path) -> tuple[int, int]:
+    text = _read(folder / "cpu.max").split()
+    if len(text) == 2 and text[0].isdigit():
+        return int(text[0]), int(text[1])
+    quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+    return (int(quota), int(period)) if quota.isdigit() and period.isdigit() else (0, 0)
+
+
+def _limits(controller: str, names: tuple[str, ...]) -> list[int]:
+    texts = [_read(folder / name) for folder in _folders(controller) for name in names]
+    return [int(text) for text in texts if text.isdigit() and int(text) > 0]
+
+
+def _folders(controller: str) -> list[Path]:
+    """Return this process's cgroup folders for `controller` and their parents: every one of them limits."""
+    folders: list[Path] = []
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root = _CGROUP
+        elif controller in controllers.split(","):
+            root = _CGROUP / controllers if (_CGROUP / controllers).exists() else _CGROUP / controller
+        else:
+            continue
+        folder = root / path.lstrip("/")
+        while folder != root and root in folder.parents:
+            folders.append(folder)
+            folder = folder.parent
+        folders.append(root)
+    return folders
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

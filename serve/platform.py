@@ -1,0 +1,258 @@
+"""The composition root of the one-machine platform: `python -m serve.platform`, which `serve up` runs.
+
+One process, one asyncio loop: HTTP server, activator, autoscaler, control plane, journal. The ledger, the zygote and
+the replicas are processes of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import uvloop
+from pydantic import ValidationError
+
+from activator.accounts import Accounts
+from activator.app import Activator
+from activator.server import CYCLE, FrontDoor, listen, respond
+from autoscaler.drivers.base import Driver
+from autoscaler.drivers.exec import ExecDriver
+from autoscaler.drivers.local import LocalDriver
+from autoscaler.loop import Autoscaler
+from billing.journal import Journal, JournalError
+from billing.price_file import load_price_book
+from cache.store import ModelStore
+from serve.control.app import ControlPlane
+from serve.control.ledger_process import LedgerProcess
+from serve.control.registry import Registry
+from serve.core import logs, machine
+from serve.core.clock import SystemClock
+from serve.core.errors import NotFound, ServeError
+from serve.core.home import Home, PlatformInfo
+from serve.core.ids import RequestIds, new_writer_id
+from serve.core.lifecycle import Lifecycle
+from serve.core.metrics import Metrics
+from serve.core.settings import PlatformSettings
+from serve.core.version import version
+
+log = logging.getLogger("serve.platform")
+
+_MEMORY_SHARE = 0.8
+_METRICS_TYPE = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
+
+
+class StartError(Exception):
+    """The platform cannot start. The sentence names the remedy; the process exits 1."""
+
+
+class Platform:
+    """Everything of one home, running. Made by `running_platform`; owned by its event loop."""
+
+    def __init__(self, home: Home, settings: PlatformSettings, lifecycle: Lifecycle) -> None:
+        self.home = home
+        self.settings = settings
+        self.clock = SystemClock()
+        self.metrics = Metrics()
+        writer = new_writer_id()
+        self.prices = load_price_book(home.prices)
+        self.journal = Journal(home.journal, writer, self.clock)
+        self.ledger = LedgerProcess(home.journal, home.ledger, lifecycle)
+        self.accounts = Accounts(self.journal, self.prices, self.clock, self.metrics, settings.checkpoint_interval)
+        self.accounts.on_written(self.ledger.poke)
+        self.activator = Activator(
+            RequestIds(writer), self.clock, self.accounts, self.metrics, int(settings.body_limit)
+        )
+        self.driver: Driver = LocalDriver(home.path) if settings.driver == "local" else ExecDriver(home.path)
+        memory_budget_bytes = int(settings.memory_budget or machine.memory_bytes() * _MEMORY_SHARE)
+        self.metrics.memory_budget.set(memory_budget_bytes)
+        self.autoscaler = Autoscaler(
+            self.activator,
+            self.driver,
+            self.clock,
+            self.metrics,
+            lifecycle,
+            memory_budget_bytes=memory_budget_bytes,
+            logs=home.logs,
+            drain_timeout_s=settings.drain_timeout,
+        )
+        self.activator.listener = self.autoscaler
+        self.activator.revision_state = self.autoscaler.state_of
+        self.store = ModelStore(home.store, int(settings.store_budget), self.clock)
+        self.registry = Registry(home.registry)
+
+
+class FrontApp:
+    """Sends each path where it belongs: `/v2` to the activator, `/api/v1` to the control plane, `/metrics` here."""
+
+    def __init__(self, platform: Platform, control: Any, *, data: bool, admin: bool) -> None:
+        self._platform = platform
+        self._control = control
+        self._data = data
+        self._admin = admin
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        path: str = scope["path"]
+        if self._data and path.startswith("/v2"):
+            await self._platform.activator(scope, receive, send)
+        elif self._admin and path.startswith("/api/"):
+            await self._control(scope, receive, send)
+        elif self._admin and path == "/metrics":
+            platform = self._platform
+            await respond(
+                scope[CYCLE], 200, _METRICS_TYPE, platform.metrics.exposition(platform.clock.monotonic_ns())
+            )
+        else:
+            await refuse(scope, NotFound("Not Found: the paths here are /v2, /api/v1 and /metrics; see the README"))
+
+
+async def refuse(scope: dict[str, Any], error: ServeError) -> None:
+    """Answer with an error outside any of the applications."""
+    await respond(scope[CYCLE], error.status, b"content-type: application/json\r\n", orjson.dumps(error.body()))
+
+
+@contextlib.asynccontextmanager
+async def running_platform(home: Home, settings: PlatformSettings) -> AsyncIterator[Platform]:
+    """Build the platform, restore what the registry knows, and take everything down again in order."""
+    async with Lifecycle() as lifecycle:
+        platform = Platform(home, settings, lifecycle)
+        await platform.ledger.start()
+        await platform.store.open()
+        await platform.driver.open()
+        try:
+            yield platform
+        finally:
+            await platform.autoscaler.shutdown(settings.drain_timeout)
+            await platform.driver.close()
+            with contextlib.suppress(JournalError):
+                platform.accounts.close()
+            await platform.ledger.close()
+            platform.registry.close()
+            lifecycle.stop()
+
+
+async def run(home: Home, settings: PlatformSettings, sockets: list[socket.socket], urls: tuple[str, str]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain: no new request is taken, those inside finish."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with running_platform(home, settings) as platform:
+        control = ControlPlane(platform, *urls)
+        await control.restore()
+        is_split = len(sockets) > 1
+        doors = [FrontDoor(FrontApp(platform, control.app, data=True, admin=not is_split))]
+        if is_split:
+            doors.append(FrontDoor(FrontApp(platform, control.app, data=False, admin=True)))
+        async with Lifecycle() as servers:
+            for door, sock in zip(doors, sockets, strict=True):
+                servers.spawn("http", door.run_until_stopped([sock], settings.drain_timeout))
+            home.write_info(
+                PlatformInfo(urls[0], urls[1], os.getpid(), version(), platform.clock.wall_ns())
+            )
+            log.info("platform is up", extra={"url": urls[0], "home": str(home.path)})
+            try:
+                await stopping.wait()
+                log.info("platform drains", extra={"in_flight": platform.activator.in_flight()})
+            finally:
+                platform.activator.is_draining = True
+                await control.close()
+                for door in doors:
+                    door.stop()
+                home.info_file.unlink(missing_ok=True)
+    log.info("platform is down")
+
+
+@contextlib.contextmanager
+def locked(home: Home) -> Iterator[None]:
+    """Hold the home's lock. Raise StartError where another platform holds it, or the home cannot be written."""
+    try:
+        home.create()
+        descriptor = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartError(
+            f"The home {home.path} cannot be written ({error.strerror}); choose another with --home or SERVE_HOME"
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            info = home.read_info()
+            where = f" at {info.url} (pid {info.pid})" if info else ""
+            raise StartError(f"A platform already runs in {home.path}{where}; stop it with `serve down`") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def bind(settings: PlatformSettings) -> tuple[list[socket.socket], tuple[str, str]]:
+    """Return listening sockets (data, and admin where it is split off) and their URLs. Raise StartError."""
+    if not ipaddress.ip_address(socket.gethostbyname(settings.host)).is_loopback:
+        raise StartError(
+            f"Binding to {settings.host} is refused: callers are not asked for keys yet. Bind to 127.0.0.1 and put a "
+            "proxy that authenticates in front"
+        )
+    ports = [settings.port] if settings.admin_port is None else [settings.port, settings.admin_port]
+    sockets: list[socket.socket] = []
+    for port in ports:
+        try:
+            sockets.append(listen(settings.host, port))
+        except OSError as error:
+            for sock in sockets:
+                sock.close()
+            raise StartError(
+                f"Port {port} on {settings.host} cannot be bound ({error.strerror}); choose another with --port, or "
+                "--port 0 for any free one"
+            ) from error
+    urls = [f"http://{_bracketed(settings.host)}:{sock.getsockname()[1]}" for sock in sockets]
+    return sockets, (urls[0], urls[-1])
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def parse_arguments(arguments: list[str]) -> tuple[Home, PlatformSettings]:
+    """Return home and settings: flags over environment over defaults. Raise StartError."""
+    parser = argparse.ArgumentParser(prog="python -m serve.platform", description=__doc__)
+    parser.add_argument("--home", type=Path)
+    for flag, kind in (("--host", str), ("--port", int), ("--admin-port", int), ("--driver", str)):
+        parser.add_argument(flag, type=kind)
+    given = vars(parser.parse_args(arguments))
+    home = Home(given.pop("home"))
+    try:
+        settings = PlatformSettings(**{key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        problems = "; ".join(f"SERVE_{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors())
+        raise StartError(f"Settings are invalid: {problems}") from error
+    return home, settings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        if sys.platform != "linux":
+            raise StartError("ServeZero's platform runs on Linux only: it is built on fork, pidfd and cgroups")
+        home, settings = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+        logs.configure(settings.log_level)
+        with locked(home):
+            sockets, urls = bind(settings)
+            uvloop.run(run(home, settings, sockets, urls))
+    except StartError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
