@@ -1,0 +1,249 @@
+"""The registry: which deployments exist, their retained revisions, and where the traffic goes.
+
+Everything is in memory; SQLite makes it survive. A change is written first and shown after, so that what readers see
+is always on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import json
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from serve.control import database
+from serve.core.errors import UnknownModel, UnknownVersion
+from serve.core.ids import RevisionKey
+from serve.core.revision import Revision, Signature
+from serve.core.spec import DeploymentSpec
+
+T = TypeVar("T")
+Weights = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRevision:
+    """A revision that answered, and what its publishing printed."""
+
+    revision: Revision
+    size_bytes: int
+    receipt: dict[str, Any]
+    created_wall_ns: int
+
+    @property
+    def number(self) -> int:
+        return self.revision.key.number
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Replaced whole on every change."""
+
+    name: str
+    created_wall_ns: int
+    weights: Weights
+    """(revision number, weight ≥ 1), never empty."""
+    revisions: dict[int, StoredRevision]
+    """Retained revisions, oldest first."""
+
+    @property
+    def current(self) -> StoredRevision:
+        """The revision with most traffic, the newest of them."""
+        return self.revisions[max(self.weights, key=lambda pair: (pair[1], pair[0]))[0]]
+
+    def revision(self, number: int) -> StoredRevision:
+        """Return a retained revision. Raise UnknownVersion."""
+        try:
+            return self.revisions[number]
+        except KeyError:
+            kept = ", ".join(map(str, self.revisions))
+            raise UnknownVersion(f"'{self.name}' has no revision {number}; retained are {kept}") from None
+
+
+class Registry:
+    """Deployments on disk and in memory.
+
+    `deployments` is owned by the event loop. The connection is owned by the one thread of `_writer`: a commit waits
+    for the disk, and the loop also serves requests.
+    """
+
+    def __init__(self, path: Path, model_dir: Callable[[str], Path], keep_revisions: int = 10) -> None:
+        self.deployments: dict[str, Deployment] = {}
+        self._path = path
+        self._model_dir = model_dir
+        self._keep_revisions = keep_revisions
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="registry")
+        self._connection: sqlite3.Connection | None = None
+
+    def open(self) -> None:
+        """Open or create the file and read all of it. Raise ServeError with the remedy."""
+        self._connection = database.connect(self._path)
+        with database.readable_errors(self._path):
+            self.deployments = {name: self._read(name, created) for name, created in self._rows_of_deployments()}
+
+    def close(self) -> None:
+        """Wait for a write that runs, then close the file."""
+        self._writer.shutdown()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def get(self, name: str) -> Deployment:
+        """Return the deployment. Raise UnknownModel."""
+        try:
+            return self.deployments[name]
+        except KeyError:
+            raise UnknownModel(f"no deployment is named '{name}'; `serve ls` lists them") from None
+
+    async def reserve_number(self, name: str) -> int:
+        """Return a revision number that was never given before, not even to a deleted deployment of that name.
+
+        A publish that fails leaves a gap: its replicas have logs and costs under that number.
+        """
+
+        def write(connection: sqlite3.Connection) -> int:
+            row = connection.execute(
+                "INSERT INTO numbers VALUES (?, 1) ON CONFLICT DO UPDATE SET last = last + 1 RETURNING last", (name,)
+            ).fetchone()
+            return int(row[0])
+
+        return await self._write(write, lambda number: number)
+
+    async def add(self, stored: StoredRevision, committed: Callable[[list[StoredRevision]], None]) -> None:
+        """Write a revision that takes all traffic from now on; drop the oldest ones beyond `keep_revisions`.
+
+        `committed` gets the dropped revisions. It is called on the loop in the same turn in which the change shows,
+        even if the caller was cancelled while the disk wrote: this is the point of no return of a publish.
+        """
+        name = stored.revision.key.name
+        known = self.deployments.get(name)
+        created_wall_ns = known.created_wall_ns if known else stored.created_wall_ns
+        revisions = {**(known.revisions if known else {}), stored.number: stored}
+        # What ran until now is kept whatever its age: after a rollback it may be the oldest of all.
+        served = {number for number, _ in known.weights} if known else set()
+        surplus = [number for number in revisions if number not in served][
+            : max(0, len(revisions) - self._keep_revisions)
+        ]
+        dropped = [revisions.pop(number) for number in surplus if number != stored.number]
+        deployment = Deployment(name, created_wall_ns, ((stored.number, 1),), revisions)
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR IGNORE INTO deployments VALUES (?, ?)", (name, created_wall_ns))
+            _insert(connection, stored)
+            for old in dropped:
+                connection.execute("DELETE FROM revisions WHERE name = ? AND number = ?", (name, old.number))
+            _replace_traffic(connection, name, deployment.weights)
+
+        def show(_: None) -> None:
+            self.deployments[name] = deployment
+            committed(dropped)
+
+        await self._write(write, show)
+
+    async def set_traffic(self, name: str, weights: Weights, committed: Callable[[Deployment], None]) -> None:
+        """Point the deployment at retained revisions. `committed`: as for `add`. Raise UnknownModel, UnknownVersion."""
+        deployment = dataclasses.replace(self.get(name), weights=weights)
+        for number, _ in weights:
+            deployment.revision(number)
+
+        def show(_: None) -> None:
+            self.deployments[name] = deployment
+            committed(deployment)
+
+        await self._write(functools.partial(_replace_traffic, name=name, weights=weights), show)
+
+    async def delete(self, name: str, committed: Callable[[Deployment], None]) -> None:
+        """Forget the deployment and its revisions; its numbers stay taken. `committed`: as for `add`."""
+        deployment = self.get(name)
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM deployments WHERE name = ?", (name,))
+
+        def show(_: None) -> None:
+            del self.deployments[name]
+            committed(deployment)
+
+        await self._write(write, show)
+
+    async def _write(self, write: Callable[[sqlite3.Connection], T], show: Callable[[T], Any]) -> T:
+        future = asyncio.get_running_loop().run_in_executor(self._writer, self._transaction, write)
+        cancelled: asyncio.CancelledError | None = None
+        while not future.done():
+            try:
+                await asyncio.wait({future})
+            except asyncio.CancelledError as error:
+                cancelled = error  # the disk writes on: what becomes true must also be shown
+        try:
+            result = future.result()
+            show(result)
+            return result
+        finally:
+            if cancelled is not None:
+                raise cancelled
+
+    def _transaction(self, write: Callable[[sqlite3.Connection], T]) -> T:
+        assert self._connection is not None, "the registry is not open"
+        with database.transaction(self._connection, self._path) as connection:
+            return write(connection)
+
+    def _rows_of_deployments(self) -> list[tuple[str, int]]:
+        assert self._connection is not None
+        return self._connection.execute("SELECT name, created_wall_ns FROM deployments ORDER BY name").fetchall()
+
+    def _read(self, name: str, created_wall_ns: int) -> Deployment:
+        assert self._connection is not None
+        traffic = self._connection.execute("SELECT number, weight FROM traffic WHERE name = ? ORDER BY number", (name,))
+        rows = self._connection.execute(f"SELECT {_COLUMNS} FROM revisions WHERE name = ? ORDER BY number", (name,))  # noqa: S608
+        revisions = {stored.number: stored for stored in map(self._stored, rows)}
+        return Deployment(name, created_wall_ns, tuple((number, weight) for number, weight in traffic), revisions)
+
+    def _stored(self, row: tuple[Any, ...]) -> StoredRevision:
+        name, number, created_wall_ns, spec, digest, size_bytes, model_file, threads, memory, signature, receipt = row
+        revision = Revision(
+            key=RevisionKey(name, number),
+            spec=DeploymentSpec.model_validate_json(spec),
+            digest=digest,
+            model_dir=str(self._model_dir(digest)),
+            model_file=model_file,
+            threads=threads,
+            memory_bytes=memory,
+            signature=Signature.from_json(json.loads(signature)),
+        )
+        return StoredRevision(revision, size_bytes, json.loads(receipt), created_wall_ns)
+
+
+_COLUMNS = (
+    "name, number, created_wall_ns, spec, digest, size_bytes, model_file, threads, memory_bytes, signature, receipt"
+)
+
+
+def _insert(connection: sqlite3.Connection, stored: StoredRevision) -> None:
+    revision = stored.revision
+    assert revision.signature is not None, "only a revision whose model was loaded is written"
+    values = (
+        *revision.key,
+        stored.created_wall_ns,
+        revision.spec.model_dump_json(),
+        revision.digest,
+        stored.size_bytes,
+        revision.model_file,
+        revision.threads,
+        revision.memory_bytes,
+        json.dumps(revision.signature.as_json()),
+        json.dumps(stored.receipt),
+    )
+    marks = ", ".join("?" * len(values))
+    connection.execute(f"INSERT INTO revisions ({_COLUMNS}) VALUES ({marks})", values)  # noqa: S608
+
+
+def _replace_traffic(connection: sqlite3.Connection, name: str, weights: Weights) -> None:
+    connection.execute("DELETE FROM traffic WHERE name = ?", (name,))
+    connection.executemany(
+        "INSERT INTO traffic VALUES (?, ?, ?)", [(name, number, weight) for number, weight in weights]
+    )
