@@ -23,7 +23,8 @@ _STATES = """
     FROM main.lives JOIN main.states USING (replica) ORDER BY replica, mono_ns"""
 _ANSWERED_BY_OPEN = """
     SELECT replica, sum(busy_us), sum(cold_us), max(mono_ns) FROM main.requests
-    WHERE replica IN (SELECT replica FROM main.states GROUP BY replica HAVING count(exit_reason) = 0) GROUP BY replica"""
+    WHERE replica IN (SELECT replica FROM main.states GROUP BY replica HAVING count(exit_reason) = 0)
+    GROUP BY replica"""
 
 
 class LifeState(StrEnum):

@@ -58,8 +58,10 @@ def verify(ledger: Path, journal: Path) -> Verification:
             limits = {(row["writer"], row["segment"]): row["offset"] for row in connection.execute(_OFFSETS)}
             derived.ingest(journal, limits)
             lives, requests = _check_lives(connection, problems, notes)
-            for row in connection.execute("SELECT * FROM main.problems"):
-                problems.append(f"{row['writer']}/{row['segment']} at byte {row['offset']}: {row['sentence']}")
+            problems += [
+                f"{row['writer']}/{row['segment']} at byte {row['offset']}: {row['sentence']}"
+                for row in connection.execute("SELECT * FROM main.problems")
+            ]
             problems += _missing_files(limits, derived.offsets())
             problems += _differences(connection)
             notes += _torn_tails(connection, journal, limits)
