@@ -52,7 +52,9 @@ def default_name(model: str) -> str:
 
     The file's stem, or its folder's name where the stem is generic (`digits/model.onnx` → `digits`).
     """
-    path = PurePath(model.rstrip("/").split("?", 1)[0])
+    if "://" in model:
+        model = re.split("[?#]", model, maxsplit=1)[0]
+    path = PurePath(model)
     stem = path.stem if path.suffix else path.name
     if stem in GENERIC_STEMS and path.parent.name:
         stem = path.parent.name

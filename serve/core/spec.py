@@ -20,7 +20,8 @@ def _seconds(value: Any) -> Any:
     return value
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=30 * 86400)]
+# The lower bound stands at each field: of two on one number pydantic keeps the first, whichever is tighter.
+Seconds = Annotated[float, Field(le=30 * 86400), BeforeValidator(_seconds)]
 Name = Annotated[str, AfterValidator(check_name)]
 LabelKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 LabelValue = Annotated[str, Field(max_length=63)]
@@ -38,7 +39,7 @@ class DeploymentSpec(BaseModel):
     name: Name = Field(description="What callers put into the URL.")
     min: int = Field(0, ge=0, le=1000, description="Replicas kept running without traffic. 0 = scale to zero.")
     max: int | None = Field(None, ge=1, le=1000, description="Most replicas. Unset: bounded by memory alone.")
-    idle: Seconds = Field(60.0, description="Time without requests after which the last replica exits.")
+    idle: Seconds = Field(60.0, ge=0, description="Time without requests after which the last replica exits.")
     concurrency: int | None = Field(
         None, ge=1, le=10_000, description="Most requests inside one replica. Unset: 1, or 2 × max_batch if batchable."
     )
@@ -85,10 +86,12 @@ def json_schema() -> dict[str, Any]:
     properties["model"] = {"type": "string", "description": "Path or URL of the model, as for `serve deploy`."}
     for key in _AS_TEXT:
         known = properties[key]
+        known.pop("ge", None)  # pydantic's own word where text may stand too: schemas know `minimum`, which is there
         properties[key] = {
             "description": known.pop("description"),
             "default": known.pop("default"),
-            "anyOf": [known, {"type": "string", "pattern": r"^[0-9.]+ ?[A-Za-z0-9. ]+$"}],
+            "anyOf": [known, {"type": "string", "pattern": r"^[0-9.]+ ?[A-Za-z0-9. ]*$"}],
         }
+    properties["labels"]["additionalProperties"] = False
     schema["required"] = [key for key in schema.get("required", []) if key != "name"]
     return schema
