@@ -22,7 +22,6 @@ from cache.threads import in_thread
 from serve.core.clock import Clock
 from serve.core.errors import FilesMissing, IntegrityError
 
-
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EIO}
 """What reading a lost or damaged file ends with. Others, such as too many open files, say nothing about it."""
 
