@@ -15,7 +15,7 @@ from billing import records
 from serve.core.clock import Clock, boot_id
 
 SEGMENT_BYTES = 64 << 20
-_READ_BYTES = 1 << 20
+_READ_BYTES = 1 << 18
 _SEGMENT_DIGITS = 8
 
 

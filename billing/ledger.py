@@ -17,7 +17,7 @@ import orjson
 from billing.journal import Problem, read_segment, segments
 from billing.schema import LedgerError, migrate
 
-_RECORDS_PER_TRANSACTION = 5000
+_RECORDS_PER_TRANSACTION = 1000
 _NS_PER_MINUTE = 60_000_000_000
 
 _REQUEST = """INSERT INTO requests VALUES (

@@ -59,7 +59,7 @@ class _Book(BaseModel):
     prices: list[_Entry] = Field(min_length=1)
 
 
-def load_prices(path: Path | None = None) -> PriceBook:
+def load_price_book(path: Path | None = None) -> PriceBook:
     """Return the price book in `path`, or the built-in one where the file does not exist. Raise PriceBookError."""
     chosen = path if path is not None and path.exists() else DEFAULT_FILE
     try:

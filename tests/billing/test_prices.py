@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.price_file import DEFAULT_FILE, PriceBookError, load_prices
+from billing.price_file import DEFAULT_FILE, PriceBookError, load_price_book
 from billing.prices import COST_DENOMINATOR, PriceBook, Prices, apportion, round_half_even
 
 DEFAULT = Prices(effective_ns=0, currency="USD", core_second_nano=24_000, gib_second_nano=2_500, request_nano=0)
@@ -71,8 +71,8 @@ def test_versions_name_exactly_the_figures() -> None:
 
 
 def test_the_built_in_book_has_the_documented_prices(tmp_path: Path) -> None:
-    assert load_prices().entries == (DEFAULT,)
-    assert load_prices(tmp_path / "missing.yaml").entries == (DEFAULT,)
+    assert load_price_book().entries == (DEFAULT,)
+    assert load_price_book(tmp_path / "missing.yaml").entries == (DEFAULT,)
     assert DEFAULT_FILE.exists()
 
 
@@ -84,10 +84,10 @@ def test_a_book_of_dated_entries_is_read_in_utc(tmp_path: Path) -> None:
         "  - {from: '2026-02-01T02:00:00+02:00', currency: EUR, core_second: 30000, request: 5}\n"
         "  - {from: 2026-03-01T12:00:00, currency: EUR}\n"
     )
-    days = [entry.effective_ns / 86_400e9 for entry in load_prices(path).entries]
+    days = [entry.effective_ns / 86_400e9 for entry in load_price_book(path).entries]
     assert days == [20454, 20485, 20513.5]
-    assert load_prices(path).entries[1].core_second_nano == 30_000
-    assert load_prices(path).currency == "EUR"
+    assert load_price_book(path).entries[1].core_second_nano == 30_000
+    assert load_price_book(path).currency == "EUR"
 
 
 @pytest.mark.parametrize(
@@ -111,5 +111,5 @@ def test_a_bad_book_is_refused_with_file_and_reason(tmp_path: Path, text: str, s
     path = tmp_path / "prices.yaml"
     path.write_text(text)
     with pytest.raises(PriceBookError, match=r"prices\.yaml") as caught:
-        load_prices(path)
+        load_price_book(path)
     assert sentence in str(caught.value)

@@ -16,7 +16,6 @@ from billing.verify import Verification, verify
 from serve.core.clock import VirtualClock
 from tests.billing.replay import Inside, Recorded
 
-
 EVENTS = ["enter", "answer", "cancel", "checkpoint", "drain"]
 
 
