@@ -22,7 +22,6 @@ from serve.core.scaling import Exited, ReplicaInfo
 log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-_NANO = 1_000_000_000
 STATUS_CLIENT_LEFT = 499
 
 
@@ -68,9 +67,14 @@ class Accounts:
         """Call `callback` whenever records reached the disk: the ledger has something to read."""
         self._on_written.append(callback)
 
+    @property
+    def is_blocked(self) -> bool:
+        """The disk refuses records."""
+        return self._retry_timer is not None
+
     def check_writable(self) -> None:
         """Raise StorageFull while the journal refuses records: what cannot be billed is not taken in."""
-        if self._retry_timer is not None:
+        if self.is_blocked:
             raise StorageFull(
                 "The billing journal cannot be written, so no request is taken in: free space on the disk of the "
                 "platform's home",
@@ -159,7 +163,6 @@ class Accounts:
                 trace_id=call.trace_id or None,
             )
         )
-        self.metrics.journal_records.inc()
         return Reply(head, body, usage, replica.static_headers, cost_nano, self._book.currency)
 
     def lost(self, replica: ReplicaConnection, call: Call, error: ServeError) -> None:
@@ -195,6 +198,7 @@ class Accounts:
     def release(self, written: list[tuple[Call, Reply]]) -> None:
         """Write the records of these answers with one system call, then let the answers leave."""
         self._held += written
+        self.metrics.journal_records.inc(len(written))
         self._flush()
 
     # Writing --------------------------------------------------------------------------------------------------------
@@ -214,7 +218,7 @@ class Accounts:
             self._retry_timer = None
         held, self._held = self._held, []
         for call, reply in held:
-            call.resolve(reply)
+            call.finish(reply)
         for callback in self._on_written:
             callback()
 
@@ -272,9 +276,3 @@ def _charged(call: Call, status: int) -> tuple[bool, str | None]:
     if status >= 500:
         return False, "error"
     return True, None
-
-
-def format_cost(cost_nano: int, currency: str) -> bytes:
-    """Return a cost for the `x-serve-cost` header: currency units with nine decimals."""
-    whole, nano = divmod(cost_nano, _NANO)
-    return b"%d.%09d %b" % (whole, nano, currency.encode("ascii", "replace"))

@@ -5,7 +5,6 @@ An ASGI app for `/v2` towards callers, a `ReplicaPool` towards the autoscaler.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
@@ -14,14 +13,17 @@ import orjson
 
 from activator import oip
 from activator.accounts import Accounts
-from activator.calls import Call, Reply
+from activator.calls import Call
 from activator.connection import ReplicaConnection
 from activator.gate import Gate
-from activator.infer import ClientLeft, Head, choose, headers, infer
+from activator.head import Head, answer_headers, error_headers
+from activator.hot import HotDoor
+from activator.infer import Awaited, ClientLeft, infer
+from activator.pick import choose
 from activator.server import CYCLE, respond
 from serve.core.clock import NS_PER_S, Clock
 from serve.core.errors import Draining, ModelFailed, Publishing, ServeError, UnknownVersion
-from serve.core.events import Event, Phase, Ready, Stats
+from serve.core.events import Drained, Event, Phase, Ready, Stats
 from serve.core.frames import Codec
 from serve.core.ids import ReplicaId, RequestId, RequestIds, RevisionKey
 from serve.core.link import FrameLink
@@ -30,8 +32,6 @@ from serve.core.revision import Revision, Route, State
 from serve.core.scaling import Demand, DemandListener, Exited, ReplicaInfo
 
 log = logging.getLogger(__name__)
-
-_STATUS_CLASS = {status: f"{status // 100}xx" for status in range(100, 600)}
 
 
 class ProbeResult(NamedTuple):
@@ -64,6 +64,9 @@ class Activator:
         self._body_limit_bytes = body_limit_bytes
         self._gates: dict[RevisionKey, Gate] = {}
         self._connections: dict[ReplicaId, ReplicaConnection] = {}
+        self._hot_urls: dict[bytes, Route] = {}
+        self._seconds = {cold: metrics.request_seconds.labels(str(int(cold))) for cold in (False, True)}
+        self.hot_path = HotDoor(self, ids, clock, body_limit_bytes)
 
     # What the control plane says ------------------------------------------------------------------------------------
 
@@ -84,10 +87,12 @@ class Activator:
     def route(self, route: Route) -> None:
         """Send the deployment's calls where `route` says, from now on."""
         self.routes[route.name] = route
+        self._hot_urls[f"/v2/models/{route.name}/infer".encode()] = route
 
     def unroute(self, name: str) -> None:
         """The deployment is gone: new calls get 404."""
         self.routes.pop(name, None)
+        self._hot_urls.pop(f"/v2/models/{name}/infer".encode(), None)
         self._metrics.forget(name)
 
     def queue_status(self, key: RevisionKey) -> tuple[int, int, int]:
@@ -103,21 +108,17 @@ class Activator:
         """Run one inference of the platform's own on exactly this revision: recorded, never charged."""
         gate = self._gates[key]
         now_ns = self._clock.monotonic_ns()
-        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         deadline_ns = now_ns + int(timeout_s * NS_PER_S)
-        call = Call(self._ids.next(), key, body, Codec.OIP, json_length, now_ns, deadline_ns, deadline_ns, answer)
+        end = Awaited()
+        call = Call(self._ids.next(), key, body, Codec.OIP, json_length, now_ns, deadline_ns, deadline_ns, end.done)
         call.is_probe = True
-        gate.pending_bytes += len(body)
+        await gate.reserve(len(body), deadline_ns)
         try:
             gate.submit(call)
         except ServeError:
             gate.unreserve(len(body))
             raise
-        try:
-            reply = await answer
-        except asyncio.CancelledError:
-            call.leave()
-            raise
+        reply = await end.reply(call)
         total_ns = self._clock.monotonic_ns() - now_ns
         return ProbeResult(reply.head.status, bytes(reply.body), reply.usage.infer_ns, total_ns, reply.usage.rows)
 
@@ -141,13 +142,12 @@ class Activator:
                 head = Head(scope["headers"])
                 gate = self._resolve(target)
                 call, reply = await infer(scope, receive, gate, head, request_id, received_ns, self._body_limit_bytes)
-                await respond(cycle, reply.head.status, headers(head, call, reply), reply.body)
-                self._count(gate, call, reply)
+                await respond(cycle, reply.head.status, answer_headers(head, call, reply), reply.body)
+                self.count(gate, call, reply.head.status)
             else:
                 status, answer = oip.describe(self, scope["method"], scope["path"])
                 await respond(cycle, status, b"content-type: application/json\r\n", orjson.dumps(answer))
         except ServeError as error:
-            self._metrics.refusals.labels(error.code).inc()
             await self._refuse(cycle, error, request_id)
         except ClientLeft:
             self._metrics.refusals.labels("client_left").inc()
@@ -173,19 +173,28 @@ class Activator:
         return self._gates[key]
 
     async def _refuse(self, cycle: Any, error: ServeError, request_id: RequestId) -> None:
-        lines = [b"content-type: application/json", b"x-serve-request-id: " + request_id.encode()]
-        lines += (f"{name}: {value}".encode("latin-1", "replace") for name, value in error.headers().items())
+        self.count_refusal(error)
         if cycle.more_body and not any(name == b"content-length" for name, _ in cycle.scope["headers"]):
             cycle.keep_alive = False  # a body without end; one of known length is read and dropped
-        await respond(cycle, error.status, b"\r\n".join(lines) + b"\r\n", orjson.dumps(error.body(request_id)))
+        await respond(cycle, error.status, error_headers(error, request_id), orjson.dumps(error.body(request_id)))
 
-    def _count(self, gate: Gate, call: Call, reply: Reply) -> None:
+    # The hot path ---------------------------------------------------------------------------------------------------
+
+    def hot_gate(self, url: bytes) -> Gate | None:
+        """Return the gate for the exact URL of a deployment's infer path; None sends the request through ASGI."""
+        route = self._hot_urls.get(url)
+        if route is None or self.is_draining or not route.weights or self._accounts.is_blocked:
+            return None
+        return self._gates[RevisionKey(route.name, choose(route.weights))]
+
+    def count(self, gate: Gate, call: Call, status: int) -> None:
+        """Count an answer a replica gave."""
         now_ns = self._clock.monotonic_ns()
-        self._metrics.touch(gate.key.name, now_ns)
-        self._metrics.requests.labels(gate.key.name, _STATUS_CLASS[reply.head.status]).inc()
-        self._metrics.request_seconds.labels("1" if call.is_cold else "0").observe(
-            (now_ns - call.received_ns) / NS_PER_S
-        )
+        self._metrics.answered(gate.key.name, status, now_ns)
+        self._seconds[call.is_cold].observe((now_ns - call.received_ns) / NS_PER_S)
+
+    def count_refusal(self, error: ServeError) -> None:
+        self._metrics.refusals.labels(error.code).inc()
 
     # ReplicaPool ----------------------------------------------------------------------------------------------------
 
@@ -229,7 +238,7 @@ class Activator:
     # DemandListener, as the connections see it: events pass through here for the books -----------------------------
 
     def replica_event(self, replica_id: ReplicaId, event: Event) -> None:
-        if isinstance(event, Stats):
+        if isinstance(event, Stats | Drained):
             self._accounts.busy_reported(replica_id, event.at_ns, event.total_busy_ns)
         self.listener.replica_event(replica_id, event)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,24 +23,25 @@ class Reply(NamedTuple):
 
 
 class Call:
-    """Moves pending → dispatched → answered | refused, once. Owned by the event loop; changed only by its gate.
+    """Moves pending → dispatched → answered | refused | left, once. Owned by the event loop; changed by its gate.
 
-    `answer` resolves with a `Reply` or raises a `ServeError`. What the caller leaves behind (`leave`) is finished by
-    the gate: nobody waits for it.
+    `on_done` hears the end exactly once: a `Reply`, a `ServeError`, or None where the caller left. What a caller
+    leaves behind is finished by the gate: nobody waits for it.
     """
 
     __slots__ = (
-        "answer",
         "body",
         "client_id",
         "codec",
         "deadline_ns",
         "dispatched_ns",
         "is_cold",
+        "is_done",
         "is_left",
         "is_probe",
         "json_length",
         "key",
+        "on_done",
         "on_leave",
         "phases",
         "received_ns",
@@ -61,7 +61,7 @@ class Call:
         received_ns: int,
         deadline_ns: int,
         wait_until_ns: int,
-        answer: asyncio.Future[Reply],
+        on_done: Callable[[Call, Outcome], None],
     ) -> None:
         self.request_id = request_id
         self.key = key
@@ -74,7 +74,7 @@ class Call:
         """When the caller gets an error at the latest."""
         self.wait_until_ns = wait_until_ns
         """How long it may wait for a replica: the deadline, or earlier where the caller said `Prefer: wait`."""
-        self.answer = answer
+        self.on_done = on_done
         self.dispatched_ns = 0
         self.tries = 0
         """Replicas that died with this call inside."""
@@ -84,23 +84,28 @@ class Call:
         """An inference of the platform's own: recorded, never charged."""
         self.is_left = False
         """The caller is gone or was told no; whatever still comes is dropped, but accounted."""
+        self.is_done = False
         self.on_leave: Callable[[Call], None] | None = None
         self.client_id = ""
         self.trace_id = ""
         self.phases: dict[str, int] = {}
-        """Where its time went, ns by phase; filled when it is answered."""
+        """Where the time of a cold call went, ns by phase; filled when it is answered."""
 
     def leave(self) -> None:
         """The caller went away: free the slot and the work."""
-        if not self.is_left and not self.answer.done() and self.on_leave is not None:
+        if not self.is_left and not self.is_done and self.on_leave is not None:
             self.on_leave(self)
 
     def refuse(self, error: ServeError) -> None:
         """Answer with an error, unless it was answered already."""
         self.is_left = True
-        if not self.answer.done():
-            self.answer.set_exception(error)
+        self.finish(error)
 
-    def resolve(self, reply: Reply) -> None:
-        if not self.answer.done():
-            self.answer.set_result(reply)
+    def finish(self, outcome: Outcome) -> None:
+        """Tell the caller how it ended; only the first outcome counts."""
+        if not self.is_done:
+            self.is_done = True
+            self.on_done(self, outcome)
+
+
+Outcome = Reply | ServeError | None

@@ -131,6 +131,13 @@ class Gate:
         if self.pending_bytes < self._queue_bytes:
             self._wake_room()
 
+    def try_reserve(self, size: int) -> bool:
+        """Reserve `size` bytes if that needs no waiting."""
+        if self._room or (self.pending_bytes and self.pending_bytes + size > self._queue_bytes):
+            return False
+        self.pending_bytes += size
+        return True
+
     def unreserve(self, size: int) -> None:
         """Give bytes back: the call is done, or its body never came."""
         self.pending_bytes -= size
@@ -260,7 +267,7 @@ class Gate:
         now_ns = self._clock.monotonic_ns()
         self._count(0, now_ns)
         call.is_left = True
-        call.answer.cancel()
+        call.finish(None)
         for replica in self.connections.values():
             if replica.abandon(call):
                 self._in_flight -= 1

@@ -1,7 +1,8 @@
-"""Which replica takes the next call. Pure."""
+"""Which revision, and which of its replicas, takes the next call. Pure but for chance."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
@@ -32,3 +33,10 @@ def pick(replicas: Iterable[S], concurrency: int, *, alone: bool) -> S | None:
             if best is None or replica.in_flight < best.in_flight:
                 best = replica
     return best
+
+
+def choose(weights: tuple[tuple[int, int], ...]) -> int:
+    """Return a revision number by weight."""
+    if len(weights) == 1:
+        return weights[0][0]
+    return random.choices([number for number, _ in weights], [weight for _, weight in weights])[0]  # noqa: S311

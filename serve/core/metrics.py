@@ -59,14 +59,26 @@ class Metrics:
         self.journal_errors = self._counter("serve_journal_errors", "Journal writes that failed.")
         self.control_requests = self._counter("serve_control_requests", "Calls of /api/v1 by status class.", "status")
         self._deployment_used_ns: dict[str, int] = {}
+        self._answers: dict[tuple[str, int], Counter] = {}
 
     def touch(self, deployment: str, now_ns: int) -> None:
         """The deployment's series are in use: they live another hour."""
         self._deployment_used_ns[deployment] = now_ns
 
+    def answered(self, deployment: str, status: int, now_ns: int) -> None:
+        """Count one answer in `requests`. On the hot path, so that the series is looked up only once."""
+        self._deployment_used_ns[deployment] = now_ns
+        key = (deployment, status // 100)
+        series = self._answers.get(key)
+        if series is None:
+            series = self._answers[key] = self.requests.labels(deployment, f"{key[1]}xx")
+        series.inc()
+
     def forget(self, deployment: str) -> None:
         """Remove the deployment's series."""
         self._deployment_used_ns.pop(deployment, None)
+        for status_class in range(1, 6):
+            self._answers.pop((deployment, status_class), None)
         self.requests.remove_by_labels({"deployment": deployment})
         self.replicas.remove_by_labels({"deployment": deployment})
         self.pending.remove_by_labels({"deployment": deployment})

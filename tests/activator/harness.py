@@ -216,7 +216,7 @@ async def harness(tmp_path: Path, body_limit_bytes: int = 1 << 20) -> AsyncItera
     it = Harness(tmp_path, body_limit_bytes)
     sock = listen("127.0.0.1", 0)
     it.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    door = FrontDoor(it.activator)
+    door = FrontDoor(it.activator, it.activator.hot_path)
     async with asyncio.TaskGroup() as tasks:
         it.tasks = tasks
         server = tasks.create_task(door.run_until_stopped([sock], 1.0))
