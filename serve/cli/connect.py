@@ -47,11 +47,11 @@ def connect_or_start(url: str | None, home: str | None, wait_s: float) -> Connec
 def _remote(url: str, folder: Home) -> Connection:
     if "://" not in url:
         url = "http://" + url
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    host = _host(url)
+    if host is None:
         raise usage(f"'{url}' is not the address of a platform: write http://HOST:PORT")
     # The token in the home opens the platform on this machine; another machine must not learn it.
-    token = folder.token() if _is_loopback(parts.hostname) else os.environ.get("SERVE_TOKEN")
+    token = folder.token() if _is_loopback(host) else os.environ.get("SERVE_TOKEN")
     client = Client(url, token)
     return Connection(client, client)
 
@@ -59,6 +59,16 @@ def _remote(url: str, folder: Home) -> Connection:
 def _local(info: PlatformInfo, folder: Home) -> Connection:
     token = folder.token()
     return Connection(Client(info.admin_url, token, starting=True), Client(info.url, token, starting=True))
+
+
+def _host(url: str) -> str | None:
+    """Return the host of an http(s) URL, None where it is none."""
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and parts.port != 0
+    except ValueError:
+        return None
+    return parts.hostname if is_address else None
 
 
 def _is_loopback(host: str) -> bool:

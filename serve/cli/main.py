@@ -47,7 +47,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def serve(
-    version: Annotated[  # noqa: ARG001
+    version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:

@@ -26,7 +26,8 @@ def predict(
 ) -> None:
     """Call a deployment and print what it answers.
 
-    The input is an Open Inference Protocol request. Cold start and cost go to stderr; --json prints the answer as it is.
+    The input is an Open Inference Protocol request. --json prints the answer as it came. Cold start and cost are told
+    on stderr.
     """
     from serve.cli.client import deadline, segment
     from serve.cli.connect import connect
