@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
@@ -25,7 +26,11 @@ class JsonFormatter(logging.Formatter):
         line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        try:
+            return orjson.dumps(line, default=str).decode()
+        except TypeError:
+            # File names with stray bytes, huge integers, odd keys: what orjson refuses is still worth a line.
+            return json.dumps({key: str(value) for key, value in line.items()})
 
 
 def configure(level: str, stream: TextIO | None = None) -> None:
