@@ -17,6 +17,10 @@ from tests.cache.harness import bring, chunks_of, leftovers, manifest_of, open_s
 MODEL = {"model.onnx": b"graph", "data/weights.bin": b"weights" * 100, "data/copy.bin": b"weights" * 100, "empty": b""}
 
 
+def _is_same(one: Path, other: Path) -> bool:
+    return one.samefile(other)
+
+
 class Feed:
     """A content that arrives when the test says so."""
 
@@ -48,8 +52,8 @@ async def test_equal_contents_occupy_space_once(tmp_path: Path) -> None:
     other = await bring(store, {"model.onnx": b"graph", "readme": b"different"})
     assert stored.size_bytes == 5 + 700
     assert store.used_bytes == 5 + 700 + 9
-    assert os.path.samefile(stored.path / "data/copy.bin", stored.path / "data/weights.bin")
-    assert os.path.samefile(stored.path / "model.onnx", other.path / "model.onnx")
+    assert _is_same(stored.path / "data/copy.bin", stored.path / "data/weights.bin")
+    assert _is_same(stored.path / "model.onnx", other.path / "model.onnx")
 
 
 async def test_missing_names_each_content_once_and_nothing_that_is_here(tmp_path: Path) -> None:
@@ -203,7 +207,7 @@ async def test_opening_sweeps_temporary_files_and_models_that_are_not_whole(tmp_
     assert (await bring(again, {"a": b"1", "b": b"2"})).digest == broken.digest
 
 
-async def _damage(path: Path) -> None:
+def _damage(path: Path) -> None:
     path.chmod(0o644)
     path.write_bytes(b"X" + path.read_bytes()[1:])
 
@@ -222,7 +226,7 @@ async def test_damaged_bytes_are_put_aside_with_every_model_that_has_them(tmp_pa
     stored = await bring(store, MODEL)
     sharing = await bring(store, {"other": b"graph"})
     sound = await bring(store, {"w": b"weights" * 100})
-    await _damage(stored.path / "model.onnx")
+    _damage(stored.path / "model.onnx")
     with store.pin(stored.digest), pytest.raises(IntegrityError, match=r"model\.onnx") as caught:
         await store.verify(stored.digest)
     assert sorted(caught.value.details["models"]) == sorted([stored.digest, sharing.digest])
