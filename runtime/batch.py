@@ -6,15 +6,16 @@ While the engine is busy requests gather; when it is free, all that fit go toget
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
+
+from runtime.plans import Layout
 
 
 class Joinable(Protocol):
     """What the choice depends on."""
 
-    rows: int
-    signature: tuple[Any, ...] | None
-    """Requests of equal signature (shapes, datatypes, inputs present, outputs asked for) may be joined."""
+    @property
+    def layout(self) -> Layout: ...
 
 
 J = TypeVar("J", bound=Joinable)
@@ -27,15 +28,15 @@ def take_batch(waiting: Sequence[J], max_rows: int) -> tuple[list[J], list[J]]:
     ends it, so that none is overtaken by its like. One with more rows than `max_rows` runs alone.
     """
     first = waiting[0]
-    signature, rows = first.signature, first.rows
+    signature, rows = first.layout.signature, first.layout.rows
     batch, rest = [first], []
     is_open = signature is not None
     for position in range(1, len(waiting)):
         request = waiting[position]
-        if is_open and request.signature == signature:
-            if rows + request.rows <= max_rows:
+        if is_open and request.layout.signature == signature:
+            if rows + request.layout.rows <= max_rows:
                 batch.append(request)
-                rows += request.rows
+                rows += request.layout.rows
                 continue
             is_open = False
         rest.append(request)

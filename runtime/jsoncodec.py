@@ -56,7 +56,7 @@ def dumps_rows(rows: npt.NDArray[Any]) -> list[bytes]:
     if orjson is None:
         return json.dumps(rows.tolist(), separators=(",", ":")).encode()[2:-2].split(b"],[")
     text = orjson.dumps(rows if rows.flags.c_contiguous else np.ascontiguousarray(rows), option=_NUMPY)
-    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+    if b"null" in text:
         text = _restore_non_finite(text, rows)
     return [text[2:-2]] if count == 1 else text[2:-2].split(b"],[")
 

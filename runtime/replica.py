@@ -3,14 +3,15 @@
 Take all that has come, join what fits into a batch, run it, answer; meanwhile the next batch gathers in the socket.
 Answers leave in one system call when nothing is left to run, or once the first of them has waited a millisecond.
 
-Every request that came whole gets exactly one answer with its usage, also one whose caller left before it was started
-(status 499): the other side always knows what is inside, and the shares of all answers sum to the busy time.
+Every request gets exactly one answer with its usage, also one whose caller left before it was started (status 499):
+the other side always knows what is inside, and the shares of all answers sum to the busy time.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
+import struct
 import time
 
 from runtime.batch import take_batch
@@ -19,7 +20,7 @@ from runtime.encode import AnswerEncoder, Body, WrongRows, error_body
 from runtime.engines.base import Engine, InputRejected, Loaded
 from runtime.memory import read_memory
 from runtime.tensors import DATATYPES, RequestRejected, join
-from runtime.wire import FrameReader, RawFrame, pack_answer_head, send_pieces
+from runtime.wire import ANSWER, ANSWER_HEAD_BYTES, REQUEST_HEAD, FrameReader, RawFrame, send_pieces
 from serve.core.events import Drained, Event, LoadOrder, Stats, encode_event
 from serve.core.frames import FLAG_END, FrameError, Kind, pack, unpack_request
 from serve.core.meter import BusyMeter
@@ -31,13 +32,16 @@ FLUSH_AFTER_NS = 1_000_000
 
 STATS_INTERVAL_NS = 1_000_000_000
 _MEMORY_SHARE = 100
-"""Reading memory may cost one part in this many: the interval grows where it is slow (large mappings)."""
+"""Reading memory may take one part in this many: the interval grows where it is slow (large mappings)."""
 
+_RESPONSE = int(Kind.RESPONSE)
 _U32 = 0xFFFF_FFFF
 
 _CALLER_LEFT = RequestRejected("the caller left before the request was started", 499, "cancelled")
 _EXPIRED = RequestRejected("Request timeout expired: it waited too long in the replica", 503, "queue_timeout")
 _DRAINING = RequestRejected("the replica is draining; send the request again", 503, "draining")
+
+_Refused = list[tuple[InferRequest, RequestRejected]]
 
 
 class Replica:
@@ -87,12 +91,12 @@ class Replica:
             frames = reader.read(wait=True)
         return 0
 
-    # In ------------------------------------------------------------------------------------------------------------
+    # In --------------------------------------------------------------------------------------------------------------
 
     def _take(self, frames: list[RawFrame]) -> None:
         """Let in what the frames of one read completed."""
         now_ns = time.monotonic_ns()
-        refused: list[tuple[InferRequest, RequestRejected]] = []
+        refused: _Refused = []
         for kind, flags, stream, payload in frames:
             if kind == Kind.REQUEST:
                 if self._is_draining:
@@ -118,37 +122,37 @@ class Replica:
         for request, rejected in refused:
             self._refuse(request, rejected)
 
-    def _decode(
-        self, stream: int, payload: memoryview, now_ns: int, refused: list[tuple[InferRequest, RequestRejected]]
-    ) -> None:
+    def _decode(self, stream: int, payload: memoryview, now_ns: int, refused: _Refused) -> None:
         """Take a whole request inside: it waits for a run, or is refused."""
-        head, body = unpack_request(payload)
         try:
-            request = self._decoder.decode(head.codec, head.json_length, body)
+            codec, _, id_bytes, json_length, timeout_us = REQUEST_HEAD.unpack_from(payload)
+        except struct.error as error:
+            raise FrameError("request head cut short") from error
+        try:
+            request = self._decoder.decode(codec, json_length, payload[REQUEST_HEAD.size + id_bytes :])
         except RequestRejected as rejected:
             refused.append((self._enter(stream, payload, now_ns), rejected))
             return
         request.stream = stream
-        request.request_id = head.request_id
+        request.payload = payload
         request.entered_ns = now_ns
-        if head.timeout_us:
-            request.deadline_ns = now_ns + head.timeout_us * 1000
-        request.ticket = self._meter.enter(request.weight, now_ns)
+        request.deadline_ns = now_ns + timeout_us * 1000 if timeout_us else 0
+        request.ticket = self._meter.enter(request.layout.weight, now_ns)
         self._waiting.append(request)
 
-    def _enter(self, stream: int, payload: memoryview | bytearray, now_ns: int) -> InferRequest:
+    def _enter(self, stream: int, payload: memoryview, now_ns: int) -> InferRequest:
         """Take a request inside that will only be refused."""
-        request = InferRequest((), [], [], (), None)
+        request = InferRequest()
         request.stream = stream
-        request.request_id = unpack_request(memoryview(payload))[0].request_id
+        request.payload = payload
         request.entered_ns = now_ns
-        request.ticket = self._meter.enter(request.weight, now_ns)
+        request.ticket = self._meter.enter(request.layout.weight, now_ns)
         return request
 
-    def _cancel(self, stream: int, now_ns: int, refused: list[tuple[InferRequest, RequestRejected]]) -> None:
+    def _cancel(self, stream: int, now_ns: int, refused: _Refused) -> None:
         incomplete = self._incomplete.pop(stream, None)
         if incomplete is not None:
-            refused.append((self._enter(stream, incomplete, now_ns), _CALLER_LEFT))
+            refused.append((self._enter(stream, memoryview(incomplete), now_ns), _CALLER_LEFT))
             return
         for position, request in enumerate(self._waiting):
             if request.stream == stream:
@@ -156,88 +160,80 @@ class Replica:
                 refused.append((request, _CALLER_LEFT))
                 return
 
-    # Run -----------------------------------------------------------------------------------------------------------
+    # Run -------------------------------------------------------------------------------------------------------------
 
     def _run(self, batch: list[InferRequest]) -> None:
         """Answer every member. A batch that fails is run again one by one, so that a bad member hurts nobody else."""
         start_ns = time.monotonic_ns()
-        live = [request for request in batch if not 0 < request.deadline_ns < start_ns]
-        if len(live) != len(batch):
-            for request in batch:
-                if request not in live:
-                    self._refuse(request, _EXPIRED)
-            if not live:
+        expired = [request for request in batch if 0 < request.deadline_ns < start_ns]
+        if expired:
+            for request in expired:
+                self._refuse(request, _EXPIRED)
+            batch = [request for request in batch if request not in expired]
+            if not batch:
                 return
         try:
-            bodies, infer_ns = self._infer(live)
+            bodies, infer_ns = self._infer(batch)
         except Exception as error:
-            if len(live) == 1:
-                self._refuse(live[0], self._explain(live[0], error))
+            if len(batch) == 1:
+                self._refuse(batch[0], _explain(batch[0], error))
                 return
             if isinstance(error, WrongRows):
                 log.warning("batching is switched off, the outputs of a batch cannot be told apart: %s", error)
                 self._max_batch_rows = 0
-            for request in live:
+            for request in batch:
                 self._run([request])
             return
-        batch_rows = sum([request.rows for request in live])
+        batch_rows = sum([request.layout.rows for request in batch])
         left_ns = time.monotonic_ns()
-        for request, body in zip(live, bodies, strict=True):
+        for request, body in zip(batch, bodies, strict=True):
             if isinstance(body, RequestRejected):
-                body = error_body(body.status, body.code, str(body), request.request_id)
+                body = error_body(body, _request_id(request))
             self._answer(request, body, left_ns, infer_ns, batch_rows)
 
     def _infer(self, batch: list[InferRequest]) -> tuple[list[Body | RequestRejected], int]:
         """Return the members' answers and the duration of the engine run."""
-        first = batch[0]
+        layout = batch[0].layout
         inputs = {}
-        for place, name in enumerate(first.names):
-            shape = first.shapes[place]
+        for place, name in enumerate(layout.names):
+            shape = layout.shapes[place]
             if len(batch) > 1:
-                shape = (sum([request.rows for request in batch]), *shape[1:])
+                shape = (sum([request.layout.rows for request in batch]), *shape[1:])
             inputs[name] = join(self._datatypes[name], [request.parts[place] for request in batch], shape)
-        outputs = [self._loaded.outputs[output].name for output, _ in first.wanted]
+        outputs = [self._loaded.outputs[output].name for output, _ in layout.wanted]
         self._executions += 1
         start_ns = time.monotonic_ns()
         results = self._engine.run(inputs, outputs)
         infer_ns = time.monotonic_ns() - start_ns
         return self._encoder.encode(batch, results), infer_ns
 
-    def _explain(self, request: InferRequest, error: Exception) -> RequestRejected:
-        if isinstance(error, InputRejected):
-            return RequestRejected(str(error))
-        log.error("request %s failed in the engine", request.request_id, exc_info=error)
-        return RequestRejected(f"the model failed on this request: {error!s:.500}", 500, "execution_failed")
-
-    # Out -----------------------------------------------------------------------------------------------------------
+    # Out -------------------------------------------------------------------------------------------------------------
 
     def _refuse(self, request: InferRequest, rejected: RequestRejected) -> None:
-        body = error_body(rejected.status, rejected.code, str(rejected), request.request_id)
+        body = error_body(rejected, _request_id(request))
         self._answer(request, body, time.monotonic_ns(), infer_ns=0, batch_rows=0)
 
     def _answer(self, request: InferRequest, body: Body, left_ns: int, infer_ns: int, batch_rows: int) -> None:
         """The request leaves: queue its answer."""
-        meter, weight = self._meter, request.weight
+        meter, weight, outgoing = self._meter, request.layout.weight, self._outgoing
         share_ns = meter.leave(request.ticket, weight, left_ns)
-        self._answered += 1
-        usage = (
-            request.entered_ns,
-            left_ns,
-            infer_ns,
-            share_ns,
-            meter.total_busy_ns,
-            meter.total_share_ns,
-            weight,
-            batch_rows,
-            self._answered & _U32,
-            self._executions & _U32,
-        )
-        status, content, json_length, pieces = body
-        body_bytes = sum(map(len, pieces))
-        if not self._outgoing:
+        self._answered = answered = self._answered + 1
+        status, content, json_length, text, raws = body
+        body_bytes = len(text)
+        for raw in raws:
+            body_bytes += len(raw)
+        if not outgoing:
             self._outgoing_since_ns = left_ns
-        self._outgoing.append(pack_answer_head(request.stream, status, content, json_length, body_bytes, usage))
-        self._outgoing += pieces
+        outgoing.append(
+            ANSWER.pack(
+                *(ANSWER_HEAD_BYTES + body_bytes, _RESPONSE, FLAG_END, 0, request.stream),
+                *(status, content, 0, json_length),
+                *(request.entered_ns, left_ns, infer_ns, share_ns, meter.total_busy_ns, meter.total_share_ns),
+                *(weight, batch_rows, answered & _U32, self._executions & _U32),
+            )
+        )
+        outgoing.append(text)
+        outgoing += raws
         self._outgoing_bytes += body_bytes
 
     def _flush(self) -> None:
@@ -258,3 +254,15 @@ class Replica:
 
     def _send_event(self, event: Event) -> None:
         self._sock.sendall(pack(Kind.EVENT, payload=encode_event(event)))
+
+
+def _request_id(request: InferRequest) -> str:
+    return unpack_request(request.payload)[0].request_id
+
+
+def _explain(request: InferRequest, error: Exception) -> RequestRejected:
+    """Return what the caller is told of a failed run; the traceback goes to the log only."""
+    if isinstance(error, InputRejected):
+        return RequestRejected(str(error))
+    log.error("request %s failed in the engine", _request_id(request), exc_info=error)
+    return RequestRejected(f"the model failed on this request: {error!s:.500}", 500, "execution_failed")

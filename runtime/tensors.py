@@ -89,7 +89,7 @@ def from_json(name: str, datatype: Datatype, shape: tuple[int, ...], data: Any, 
     if datatype.code == "?" or may_hold_bools:
         _check_bools(name, datatype, data)
     try:
-        return _packer(datatype.code, count)(*data)
+        return packer(datatype.code, count)(*data)
     except (struct.error, OverflowError, TypeError, ValueError):
         raise RequestRejected(_wrong_element(name, datatype, data)) from None
 
@@ -154,7 +154,8 @@ _LENGTH = struct.Struct("<I")
 
 
 @functools.lru_cache(maxsize=256)
-def _packer(code: str, count: int) -> Callable[..., bytes]:
+def packer(code: str, count: int) -> Callable[..., bytes]:
+    """Return a function from `count` numbers to their bytes. It raises struct.error or OverflowError."""
     # Packing is three times faster than np.array(list), and strict: no strings for numbers, no silent truncation.
     return struct.Struct(f"<{count}{code}").pack
 
@@ -224,7 +225,7 @@ def _check_bools(name: str, datatype: Datatype, data: list[Any]) -> None:
 
 
 def _wrong_element(name: str, datatype: Datatype, data: list[Any]) -> str:
-    pack_one = _packer(datatype.code, 1)
+    pack_one = packer(datatype.code, 1)
     for index, item in enumerate(data):
         try:
             pack_one(item)

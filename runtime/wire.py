@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Sequence
 
-from serve.core.frames import FLAG_END, HEADER, HEADER_BYTES, MAX_PAYLOAD_BYTES, FrameError, Kind
+from serve.core.frames import HEADER, HEADER_BYTES, MAX_PAYLOAD_BYTES, FrameError, Kind
 
 RawFrame = tuple[int, int, int, memoryview]
 """Kind, flags, stream, payload: `frames.Frame` without its class."""
@@ -92,18 +92,12 @@ class FrameReader:
         return [(kind, frame_flags, stream, memoryview(large)[HEADER_BYTES:])]
 
 
-# HEADER, response head and usage in one: `frames.pack_response` says the same in three calls and a copy of the body.
-_ANSWER = struct.Struct("<IBBHIHBBiQQQQQQIIII")
-_ANSWER_HEAD_BYTES = _ANSWER.size - HEADER_BYTES
+# As in `frames.unpack_request`, which also makes the id a string and the head an object: refusals alone need those.
+REQUEST_HEAD = struct.Struct("<BBHiQ")
 
-
-def pack_answer_head(
-    stream: int, status: int, content: int, json_length: int, body_bytes: int, usage: tuple[int, ...]
-) -> bytes:
-    """Return everything of a whole RESPONSE frame but its body. `usage`: the fields of `frames.Usage`, in order."""
-    return _ANSWER.pack(
-        _ANSWER_HEAD_BYTES + body_bytes, Kind.RESPONSE, FLAG_END, 0, stream, status, content, 0, json_length, *usage
-    )
+# `frames.pack_response` up to the body, in one call: HEADER, response head (status, content, 0, json length), usage.
+ANSWER = struct.Struct("<IBBHI HBBi QQQQQQIIII")
+ANSWER_HEAD_BYTES = ANSWER.size - HEADER_BYTES
 
 
 def send_pieces(sock: socket.socket, pieces: Sequence[bytes | memoryview], total_bytes: int) -> None:
