@@ -1,0 +1,91 @@
+"""Memory for replicas: who is let in, who waits in line, which idle replica goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from autoscaler import capacity
+from autoscaler.actuator import Actuator
+from autoscaler.capacity import IdleReplica, TooLarge, Verdict
+from autoscaler.fleet import Fleet
+from autoscaler.history import DecisionLog
+from serve.core.clock import Clock
+from serve.core.ids import RevisionKey
+from serve.core.scaling import ReplicaPool
+
+
+class Admission:
+    """The memory budget of this machine. Owned by the loop."""
+
+    def __init__(
+        self,
+        pool: ReplicaPool,
+        clock: Clock,
+        actuator: Actuator,
+        decisions: DecisionLog,
+        *,
+        budget_bytes: int,
+        on_memory_learned: Callable[[RevisionKey, int], None] | None,
+    ) -> None:
+        self.waiting: dict[RevisionKey, None] = {}
+        """Revisions that wait for memory, first come first."""
+        self.age = 0.0
+        """Of the machine's memory as a cache: the value of the last replica evicted."""
+        self._pool = pool
+        self._clock = clock
+        self._actuator = actuator
+        self._decisions = decisions
+        self._budget_bytes = budget_bytes
+        self._on_memory_learned = on_memory_learned
+
+    def try_for(self, fleet: Fleet) -> Verdict:
+        """Say whether memory for one more replica is there now; if not, see to it, or put the fleet in line."""
+        verdict = capacity.admit(fleet.need_bytes, self._actuator.room(self._budget_bytes), self._idle_beside(fleet))
+        match verdict:
+            case capacity.Evict(victims, reason):
+                self.waiting.setdefault(fleet.key)
+                self._evict(victims, f"makes place for {fleet.key}: {reason}")
+            case capacity.Wait(reason):
+                self.waiting.setdefault(fleet.key)
+                self._decisions.add(fleet.key, fleet.live, fleet.live, f"waits for memory: {reason}")
+            case capacity.TooLarge(reason):
+                self.leave_line(fleet)
+                self._decisions.add(fleet.key, fleet.live, fleet.live, reason)
+            case capacity.Admitted():
+                pass
+        return verdict
+
+    def leave_line(self, fleet: Fleet) -> None:
+        self.waiting.pop(fleet.key, None)
+
+    def refusal_of(self, fleet: Fleet) -> str | None:
+        """Return why no replica of the fleet can ever run here; None if one can."""
+        verdict = capacity.admit(fleet.need_bytes, self._actuator.room(self._budget_bytes), ())
+        return verdict.reason if isinstance(verdict, TooLarge) else None
+
+    def memory_grew(self, fleet: Fleet) -> None:
+        """A revision holds more than was reserved: tell the registry, and make others that are idle pay for it."""
+        if self._on_memory_learned is not None:
+            self._on_memory_learned(fleet.key, fleet.measured_bytes)
+        victims = capacity.reclaim(self._actuator.room(self._budget_bytes), self._idle_beside(fleet))
+        self._evict(victims, f"goes because {fleet.key} turned out to need {capacity.mib(fleet.measured_bytes)}")
+
+    def _idle_beside(self, wanting: Fleet) -> Iterator[IdleReplica]:
+        """Yield every replica that may be evicted: idle, and not one of those its deployment's `min` promises."""
+        now_ns = self._clock.monotonic_ns()
+        for fleet in list(self._actuator.fleets()):
+            if fleet is wanting or fleet.is_held or fleet.removed is not None:
+                continue
+            if fleet.read(self._pool, now_ns, self.age).pending:
+                continue
+            spare = fleet.live - (fleet.settings.min if fleet.is_reachable else 0)
+            for replica in fleet.idle(self._pool)[: max(0, spare)]:
+                yield IdleReplica(replica.id, fleet.key, replica.memory_bytes, fleet.value(replica))
+
+    def _evict(self, victims: tuple[IdleReplica, ...], why: str) -> None:
+        for victim in victims:
+            fleet, replica = self._actuator.replicas[victim.id]
+            self.age = max(self.age, victim.value)
+            before = fleet.live
+            self._actuator.retire(replica)
+            self._decisions.add(fleet.key, before, fleet.live, f"{replica.id} {why}: {before} → {fleet.live}")
