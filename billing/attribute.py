@@ -109,7 +109,7 @@ class LifeAccount:
         self._seen(at_ns)
         grown_ns = min(total_busy_ns, at_ns - self._ready_ns) - self._busy_ns
         if grown_ns > 0:
-            self._add_busy(self._reported_ns, at_ns, grown_ns)
+            self._add_busy(at_ns, grown_ns)
         self._reported_ns = max(self._reported_ns, at_ns)
 
     def drain(self, at_ns: int) -> None:
@@ -125,7 +125,7 @@ class LifeAccount:
         self._seen(at_ns)
         start_ns = self._unreported_since(inside_since_ns)
         if self._seen_ns > start_ns:
-            self._add_busy(start_ns, self._seen_ns, self._seen_ns - start_ns)
+            self._add_busy(self._seen_ns, self._seen_ns - start_ns)
             self.estimated = True
         self._exit_ns = self._seen_ns
 
@@ -164,11 +164,11 @@ class LifeAccount:
             return 1 << 63
         return max(inside_since_ns, self._reported_ns)
 
-    def _add_busy(self, since_ns: int, until_ns: int, busy_ns: int) -> None:
+    def _add_busy(self, until_ns: int, busy_ns: int) -> None:
         # Between two reports nothing left with a usage, so what was busy is taken to be the end of the stretch.
         self._busy_ns += busy_ns
         if self._drain_ns is not None:
-            self._busy_drain_ns += min(busy_ns, max(0, until_ns - max(since_ns, self._drain_ns)))
+            self._busy_drain_ns += min(busy_ns, max(0, until_ns - self._drain_ns))
 
     def _seen(self, at_ns: int) -> None:
         self._seen_ns = max(self._seen_ns, at_ns)

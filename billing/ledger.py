@@ -26,12 +26,12 @@ _REQUEST = """INSERT INTO requests VALUES (
     :trace_id) ON CONFLICT (id) DO NOTHING"""
 _LIFE = """INSERT INTO lives VALUES (:replica, :writer, :deployment, :revision, :labels, :cores, :memory_mib,
     :assigned_mono_ns, :assigned_wall_ns) ON CONFLICT (replica) DO NOTHING"""
+# A life has one writer, and a writer's records are taken in in their order: the later state is the newer.
 _STATE = """INSERT INTO states VALUES (:replica, :minute, :mono_ns, :cold_us, :billed_us, :lost_us, :idle_us, :drain_us,
     :exit_reason, :estimated)
     ON CONFLICT (replica, minute) DO UPDATE SET mono_ns = excluded.mono_ns, cold_us = excluded.cold_us,
         billed_us = excluded.billed_us, lost_us = excluded.lost_us, idle_us = excluded.idle_us,
-        drain_us = excluded.drain_us, exit_reason = excluded.exit_reason, estimated = excluded.estimated
-    WHERE (excluded.exit_reason IS NOT NULL, excluded.mono_ns) >= (exit_reason IS NOT NULL, mono_ns)"""
+        drain_us = excluded.drain_us, exit_reason = excluded.exit_reason, estimated = excluded.estimated"""
 _PRICE = """INSERT INTO prices VALUES (:version, :effective_ns, :currency, :core_second_nano, :gib_second_nano,
     :request_nano) ON CONFLICT (version) DO NOTHING"""
 _WRITER = "INSERT INTO writers VALUES (:writer, :boot, :pid, :wall_ns) ON CONFLICT (writer) DO NOTHING"

@@ -77,6 +77,15 @@ def test_busy_wins_over_drain() -> None:
     assert not account.estimated
 
 
+def test_what_is_inside_keeps_a_draining_replica_busy_before_it_answers() -> None:
+    clock, account, replica = started()
+    clock.advance(0.001)
+    sent_ns = replica.enter().entered_ns
+    account.drain(clock.monotonic_ns())
+    clock.advance(0.003)
+    assert account.parts(clock.monotonic_ns(), sent_ns) == Parts(5000, 0, 3000, 1000, 0)
+
+
 def test_a_request_that_dies_with_its_replica_is_lost_from_when_it_was_sent_and_estimated() -> None:
     clock, account, replica = started()
     clock.advance(0.002)

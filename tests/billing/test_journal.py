@@ -111,9 +111,8 @@ def test_lines_longer_than_a_read_are_whole(tmp_path: Path) -> None:
     assert [record["number"] for record in found if isinstance(record, dict)] == [0, 1, 2, 3, 4]
 
 
-def test_a_refusing_disk_keeps_records_and_a_later_flush_completes_the_torn_line(
-    journal: Journal, tmp_path: Path
-) -> None:
+def test_a_refusing_disk_keeps_records_and_a_later_flush_completes_the_torn_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "aaaaaaaa", SystemClock(), segment_bytes=300)
     path = tmp_path / "aaaaaaaa" / "00000001.jsonl"
     expected = [line(number, "x" * 100) for number in range(10)]
     for record in expected:
@@ -133,6 +132,10 @@ def test_a_refusing_disk_keeps_records_and_a_later_flush_completes_the_torn_line
     journal.flush()
     assert numbers(tmp_path) == list(range(11))
     assert journal.pending_bytes == 0
+    journal.append(line(11))
+    journal.close()
+    assert [name for _, name, _ in segments(tmp_path)] == ["00000001.jsonl", "00000002.jsonl"]
+    assert numbers(tmp_path) == list(range(12))
 
 
 @pytest.fixture
