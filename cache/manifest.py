@@ -37,7 +37,7 @@ class FileEntry:
     sha256: str
 
     def __post_init__(self) -> None:
-        _check_path(self.path)
+        check_path(self.path)
         check_sha256(self.sha256)
         if isinstance(self.size, bool) or not isinstance(self.size, int) or not 0 <= self.size <= MAX_FILE_BYTES:
             raise InvalidSpec(f"the size of {self.path!r} is {self.size!r}; it must be a whole number of bytes")
@@ -115,7 +115,9 @@ def check_sha256(value: Any) -> str:
     return value
 
 
-def _check_path(path: Any) -> None:
+def check_path(path: Any) -> None:
+    """Raise InvalidSpec for what is no path below a model's folder."""
+
     def refuse(why: str) -> InvalidSpec:
         return InvalidSpec(f"the model has a file {path!r}: {why}; rename it")
 

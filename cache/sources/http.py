@@ -12,7 +12,7 @@ import urllib3
 from urllib3.exceptions import HTTPError, LocationValueError, MaxRetryError, ResponseError, SSLError
 from urllib3.util import Retry, make_headers, parse_url
 
-from cache.manifest import READ_BYTES, FileEntry, Manifest
+from cache.manifest import READ_BYTES, FileEntry, Manifest, check_path
 from cache.sources.base import Progress
 from cache.store import ModelStore
 from cache.threads import in_thread
@@ -126,8 +126,7 @@ def _unreachable(url: str, error: Exception) -> ServeError:
         remedy = "its certificate is not trusted here; install its authority's certificate, or deploy a downloaded file"
     else:
         remedy = "check the address and the network, then deploy again, or download the model and deploy the file"
-    reason = "the server sends too slowly" if isinstance(error, TimeoutError) else str(error)
-    return SourceUnreachable(f"{shown_url(url)} could not be fetched: {_without(reason, url)}; {remedy}")
+    return SourceUnreachable(f"{shown_url(url)} could not be fetched: {_reason(error, url)}; {remedy}")
 
 
 def shown_url(url: str) -> str:
@@ -136,8 +135,12 @@ def shown_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def _without(reason: str, url: str) -> str:
-    """Take the secrets of a URL out of what a library says about it."""
+def _reason(error: Exception, url: str) -> str:
+    """Return what the library says, without the names of its objects and the secrets of the URL."""
+    if isinstance(error, TimeoutError):
+        return "the server sends too slowly"
+    cause = error.reason if isinstance(error, MaxRetryError) else error
+    reason = str(cause).rpartition("): ")[2]
     parts = urlsplit(url)
     for secret in (parts.query, parts.netloc.rpartition("@")[0]):
         if secret:
@@ -152,6 +155,7 @@ def _file_name(url: str) -> str:
         raise InvalidSpec(f"this is not a URL: {error}") from None
     if not name:
         raise InvalidSpec(f"{shown_url(url)} names no file; give the URL of the model file itself")
+    check_path(name)
     return name
 
 
