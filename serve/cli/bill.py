@@ -1,7 +1,5 @@
 """`serve bill`: what it cost, and the proof that the bill is complete."""
 
-from __future__ import annotations
-
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any

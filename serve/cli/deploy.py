@@ -1,7 +1,5 @@
 """`serve deploy`: a model file becomes an endpoint."""
 
-from __future__ import annotations
-
 import json
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -105,7 +103,7 @@ def deploy(
 
 class _Call(NamedTuple):
     document: dict[str, Any]
-    bundle: Bundle | None
+    bundle: "Bundle | None"
 
 
 def _prepare(model: str, spec: dict[str, Any]) -> _Call:

@@ -1,7 +1,5 @@
 """`serve ls`, `status`, `history`, `rollback`, `delete`: what is deployed, and which revision of it."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated, Any
 

@@ -1,9 +1,9 @@
 """The `serve` command: its groups, and how a failure leaves it.
 
-Everything heavy is imported inside the commands: `serve --help` must cost what a bare typer program costs.
+Everything heavy is imported inside the commands: `serve --help` must cost what a bare typer program costs. For the same
+reason modules with commands do without `from __future__ import annotations`: typer would evaluate each annotation anew,
+three times, at every start.
 """
-
-from __future__ import annotations
 
 import sys
 from typing import Annotated

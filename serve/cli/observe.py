@@ -1,7 +1,5 @@
 """`serve logs` and `serve explain`: what replicas said, and why the autoscaler did what it did."""
 
-from __future__ import annotations
-
 import json
 from typing import Annotated
 

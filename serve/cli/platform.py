@@ -1,7 +1,5 @@
 """`serve up` and `serve down`: the platform on this machine."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import asdict
 from typing import Annotated
@@ -9,18 +7,8 @@ from typing import Annotated
 import typer
 
 from serve.cli.failure import usage
-from serve.cli.local import (
-    check_port_free,
-    command_line,
-    configured_address,
-    require_linux,
-    running,
-    start_detached,
-    stop,
-)
 from serve.cli.options import HomePath, Json, duration_s
 from serve.cli.output import emit, emit_json, note
-from serve.core.home import Home
 
 
 def up(
@@ -48,6 +36,16 @@ def up(
 
     Without --detach it runs in the foreground until SIGTERM or Ctrl-C. Where one runs already, says so and exits 0.
     """
+    from serve.cli.local import (
+        check_port_free,
+        command_line,
+        configured_address,
+        require_linux,
+        running,
+        start_detached,
+    )
+    from serve.core.home import Home
+
     require_linux()
     folder = Home(home)
     if as_json and not detach:
@@ -82,6 +80,9 @@ def down(
 
     It answers what it has accepted, then ends with all its replicas. Where none runs, says so and exits 0.
     """
+    from serve.cli.local import stop
+    from serve.core.home import Home
+
     folder = Home(home)
     info = stop(folder, duration_s(wait, "--wait"))
     if info is None:

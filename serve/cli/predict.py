@@ -1,7 +1,5 @@
 """`serve predict`: one call of an endpoint, and its answer in readable form."""
 
-from __future__ import annotations
-
 import json
 import sys
 from typing import Annotated, Any
