@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from serve.control import database
-from serve.core.errors import UnknownModel, UnknownVersion
+from serve.core.errors import NotFound, UnknownModel, UnknownVersion
 from serve.core.ids import RevisionKey
 from serve.core.revision import Revision, Signature
 from serve.core.spec import DeploymentSpec
@@ -124,50 +124,71 @@ class Registry:
         name = stored.revision.key.name
         known = self.deployments.get(name)
         created_wall_ns = known.created_wall_ns if known else stored.created_wall_ns
-        revisions = {**(known.revisions if known else {}), stored.number: stored}
-        # What ran until now is kept whatever its age: after a rollback it may be the oldest of all.
-        served = {number for number, _ in known.weights} if known else set()
-        surplus = [number for number in revisions if number not in served][
-            : max(0, len(revisions) - self._keep_revisions)
-        ]
-        dropped = [revisions.pop(number) for number in surplus if number != stored.number]
-        deployment = Deployment(name, created_wall_ns, ((stored.number, 1),), revisions)
+        weights: Weights = ((stored.number, 1),)
+        dropped = self._surplus(known) if known else []
 
         def write(connection: sqlite3.Connection) -> None:
             connection.execute("INSERT OR IGNORE INTO deployments VALUES (?, ?)", (name, created_wall_ns))
             _insert(connection, stored)
             for old in dropped:
                 connection.execute("DELETE FROM revisions WHERE name = ? AND number = ?", (name, old.number))
-            _replace_traffic(connection, name, deployment.weights)
+            _replace_traffic(connection, name, weights)
 
         def show(_: None) -> None:
-            self.deployments[name] = deployment
+            now = self.deployments.get(name)
+            revisions = {**(now.revisions if now else {}), stored.number: stored}
+            for old in dropped:
+                del revisions[old.number]
+            self.deployments[name] = Deployment(name, created_wall_ns, weights, revisions)
             committed(dropped)
 
         await self._write(write, show)
 
+    def _surplus(self, known: Deployment) -> list[StoredRevision]:
+        """Return what must go when one more comes: the oldest, but never what runs until now."""
+        served = {number for number, _ in known.weights}
+        others = [stored for number, stored in known.revisions.items() if number not in served]
+        return others[: max(0, len(known.revisions) + 1 - self._keep_revisions)]
+
     async def set_traffic(self, name: str, weights: Weights, committed: Callable[[Deployment], None]) -> None:
         """Point the deployment at retained revisions. `committed`: as for `add`. Raise UnknownModel, UnknownVersion."""
-        deployment = dataclasses.replace(self.get(name), weights=weights)
         for number, _ in weights:
-            deployment.revision(number)
+            self.get(name).revision(number)
 
         def show(_: None) -> None:
-            self.deployments[name] = deployment
-            committed(deployment)
+            self.deployments[name] = dataclasses.replace(self.get(name), weights=weights)
+            committed(self.deployments[name])
 
         await self._write(functools.partial(_replace_traffic, name=name, weights=weights), show)
 
+    async def set_memory(self, key: RevisionKey, memory_bytes: int) -> None:
+        """Write a revision's new high-water mark. Does nothing for a revision that is gone."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "UPDATE revisions SET memory_bytes = ? WHERE name = ? AND number = ?", (memory_bytes, *key)
+            )
+
+        def show(_: None) -> None:
+            deployment = self.deployments.get(key.name)
+            stored = deployment.revisions.get(key.number) if deployment else None
+            if deployment is None or stored is None:
+                return
+            revision = dataclasses.replace(stored.revision, memory_bytes=memory_bytes)
+            revisions = {**deployment.revisions, key.number: dataclasses.replace(stored, revision=revision)}
+            self.deployments[key.name] = dataclasses.replace(deployment, revisions=revisions)
+
+        await self._write(write, show)
+
     async def delete(self, name: str, committed: Callable[[Deployment], None]) -> None:
         """Forget the deployment and its revisions; its numbers stay taken. `committed`: as for `add`."""
-        deployment = self.get(name)
+        self.get(name)
 
         def write(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM deployments WHERE name = ?", (name,))
 
         def show(_: None) -> None:
-            del self.deployments[name]
-            committed(deployment)
+            committed(self.deployments.pop(name))
 
         await self._write(write, show)
 
@@ -209,13 +230,19 @@ class Registry:
             key=RevisionKey(name, number),
             spec=DeploymentSpec.model_validate_json(spec),
             digest=digest,
-            model_dir=str(self._model_dir(digest)),
+            model_dir=self._folder(digest),
             model_file=model_file,
             threads=threads,
             memory_bytes=memory,
             signature=Signature.from_json(json.loads(signature)),
         )
         return StoredRevision(revision, size_bytes, json.loads(receipt), created_wall_ns)
+
+    def _folder(self, digest: str) -> str:
+        try:
+            return str(self._model_dir(digest))
+        except NotFound:
+            return ""  # the store lost it: nobody can be started from it, and `Deployments.restore` says so
 
 
 _COLUMNS = (

@@ -1,0 +1,58 @@
+"""Questions about money, answered from the ledger after it took in everything written so far."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from billing.prices import PriceBook
+from billing.report import Report, report, request
+from billing.schema import LedgerError
+from billing.verify import verify
+from serve.core.errors import BadRequest, ServeError
+
+T = TypeVar("T")
+
+
+class LedgerBooks:
+    """Implements `ports.Books`. Reads in threads: a report over a long time takes a while.
+
+    `sync` returns when the ledger's process has read the journal to its end; raises OSError or TimeoutError.
+    """
+
+    def __init__(
+        self, sync: Callable[[], Awaitable[None]], ledger: Path, journal: Path, prices: Callable[[], PriceBook]
+    ) -> None:
+        self._sync = sync
+        self._ledger = ledger
+        self._journal = journal
+        self._prices = prices
+
+    async def bill(self, by: str, since_ns: int | None, until_ns: int | None) -> dict[str, Any]:
+        return (await self._report(by, since_ns, until_ns)).as_json()
+
+    async def bill_csv(self, by: str, since_ns: int | None, until_ns: int | None) -> str:
+        return (await self._report(by, since_ns, until_ns)).as_csv()
+
+    async def verify(self) -> dict[str, Any]:
+        return (await self._read(lambda: verify(self._ledger, self._journal))).as_json()
+
+    async def request(self, request_id: str) -> dict[str, Any] | None:
+        return await self._read(lambda: request(self._ledger, request_id))
+
+    async def _report(self, by: str, since_ns: int | None, until_ns: int | None) -> Report:
+        return await self._read(lambda: report(self._ledger, by, since_ns, until_ns, self._prices()))
+
+    async def _read(self, read: Callable[[], T]) -> T:
+        try:
+            await self._sync()
+        except (OSError, TimeoutError) as error:
+            raise ServeError(f"the ledger did not answer ({error}); it is started again: ask once more") from error
+        try:
+            return await asyncio.to_thread(read)
+        except LedgerError as error:
+            raise ServeError(str(error)) from error
+        except ValueError as error:
+            raise BadRequest(str(error)) from error
