@@ -138,7 +138,7 @@ class RequestDecoder:
         name = item.get("name")
         if type(name) is not str or name not in self._plans:
             raise RequestRejected(
-                f"unexpected inference input '{name}' for model '{self._model}'; its inputs are "
+                f"unexpected inference input '{name!s:.100}' for model '{self._model}'; its inputs are "
                 + ", ".join(f"'{spec.name}' ({spec.datatype} {list(spec.shape)})" for spec in self._loaded.inputs)
             )
         plan = self._plans[name]
@@ -174,7 +174,7 @@ class RequestDecoder:
             output = self._outputs.get(name) if type(name) is str else None
             if output is None:
                 raise RequestRejected(
-                    f"unexpected inference output '{name}' requested for model '{self._model}'; "
+                    f"unexpected inference output '{name!s:.100}' requested for model '{self._model}'; "
                     f"its outputs are {', '.join(self._outputs)}"
                 )
             if output in wanted:

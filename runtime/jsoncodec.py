@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def dumps(value: Any) -> bytes:
     if orjson is not None:
         text: bytes = orjson.dumps(value)
         return text
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def dumps_rows(rows: npt.NDArray[Any]) -> list[bytes]:
@@ -74,13 +75,24 @@ def _restore_non_finite(text: bytes, rows: npt.NDArray[Any]) -> bytes:
     return b"".join(joined)
 
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
 def _loads_slowly(data: bytes) -> Any:
     try:
-        return json.loads(data, parse_float=_finite)
+        text = data.decode()
+        value = json.loads(text, parse_float=_finite)
+        if _SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise JsonError("nesting is too deep") from None
+    except UnicodeEncodeError:
+        raise JsonError("a string holds a lone surrogate, which is no text") from None
+    except UnicodeDecodeError as error:
+        raise JsonError(f"it is not UTF-8: byte {error.start}") from None
     except ValueError as error:
         raise JsonError(str(error)) from None
+    return value
 
 
 def _finite(text: str) -> float:

@@ -56,7 +56,8 @@ class InputPlan:
         if type(dims) is not list:
             raise RequestRejected(f"input '{self.name}': 'shape' must be an array of whole numbers")
         for dim in dims:
-            if type(dim) not in (int, float) or dim != int(dim) or not 0 <= dim <= MAX_DIM:
+            is_whole = type(dim) is int or (type(dim) is float and dim.is_integer())
+            if not is_whole or not 0 <= dim <= MAX_DIM:
                 raise RequestRejected(
                     f"input '{self.name}': every dim of 'shape' is a whole number from 0 to {MAX_DIM}, got {dim!r:.40}"
                 )
