@@ -9,7 +9,7 @@ from collections.abc import Callable
 from activator.calls import Call, Reply
 from activator.connection import ReplicaConnection
 from billing import records
-from billing.attribute import LifeAccount, Parts
+from billing.attribute import LifeAccount
 from billing.journal import Journal, JournalError
 from billing.prices import PriceBook, Prices
 from serve.core.clock import NS_PER_US, Clock
@@ -105,14 +105,14 @@ class Accounts:
     def ready(self, replica_id: ReplicaId, at_ns: int) -> None:
         account = self._accounts[replica_id]
         account.meter.ready(at_ns)
-        self._segment(account, "cold", account.meter.parts(at_ns))
+        self._segment(account, "cold", at_ns)
 
     def retired(self, replica_id: ReplicaId) -> None:
         account = self._accounts.get(replica_id)
         if account is not None:
             now_ns = self._clock.monotonic_ns()
             account.meter.drain(now_ns)
-            self._segment(account, "run", account.meter.parts(now_ns, account.oldest_inside_ns()))
+            self._segment(account, "run", now_ns, account.oldest_inside_ns())
 
     def gone(self, exited: Exited, inside_since_ns: int | None) -> None:
         """Close the life. `inside_since_ns`: when the oldest call that never answered was sent inside."""
@@ -120,7 +120,7 @@ class Accounts:
         if account is None:
             return
         account.meter.exited(exited.at_ns, inside_since_ns)
-        self._segment(account, "drain", account.meter.parts(exited.at_ns), exited)
+        self._segment(account, "drain", exited.at_ns, exit_reason=exited.reason.value)
 
     def busy_reported(self, replica_id: ReplicaId, at_ns: int, total_busy_ns: int) -> None:
         account = self._accounts.get(replica_id)
@@ -223,7 +223,7 @@ class Accounts:
             callback()
 
     def close(self) -> None:
-        """Close open lives as estimated at this instant, write and sync. Raise JournalError."""
+        """Write the state of lives that are still open, and sync. Raise JournalError."""
         if self._checkpoint_timer is not None:
             self._checkpoint_timer.cancel()
         if self._retry_timer is not None:
@@ -254,16 +254,24 @@ class Accounts:
             records.checkpoint(account.life, self._journal.origin, parts, mono_ns=now_ns, wall_ns=self._clock.wall_ns())
         )
 
-    def _segment(self, account: _Account, part: str, parts: Parts, exited: Exited | None = None) -> None:
+    def _segment(
+        self,
+        account: _Account,
+        part: str,
+        at_ns: int,
+        inside_since_ns: int | None = None,
+        exit_reason: str | None = None,
+    ) -> None:
+        """Record that a part of the life closed at `at_ns`, which may be a moment ago."""
         self._journal.append(
             records.segment(
                 account.life,
                 self._journal.origin,
-                parts,
+                account.meter.parts(at_ns, inside_since_ns),
                 part=part,
-                mono_ns=self._clock.monotonic_ns(),
+                mono_ns=at_ns,
                 wall_ns=self._clock.wall_ns(),
-                exit_reason=exited.reason.value if exited is not None else None,
+                exit_reason=exit_reason,
                 estimated=account.meter.estimated,
             )
         )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import Protocol, cast
+from typing import Protocol
 
 from serve.core.frames import Frame, FrameError, FrameParser
 
 log = logging.getLogger(__name__)
+
+_READ_BYTES = 256 * 1024
 
 
 class FrameReceiver(Protocol):
@@ -22,32 +24,34 @@ class FrameReceiver(Protocol):
         """No more frames will come, once. `reason` is a sentence fragment for logs."""
 
 
-class FrameLink(asyncio.Protocol):
+class FrameLink:
     """One connection to one replica. Owned by the event loop it was opened on.
 
-    `send` gathers; one `call_soon` per loop turn writes everything of that turn with a single system call. What waits
-    here is bounded by its users: at most a replica's concurrency of requests is ever outstanding on its link.
+    Works on the socket itself, not through a transport: what is sent in one loop turn leaves at its end with one
+    system call, without another pass through the loop. What waits here is bounded by its users: at most a replica's
+    concurrency of requests is ever outstanding on its link.
     """
 
-    def __init__(self, receiver: FrameReceiver) -> None:
+    def __init__(self, sock: socket.socket, receiver: FrameReceiver) -> None:
         self.receiver = receiver
         self.is_closed = False
+        self._sock = sock
+        self._fd = sock.fileno()
         self._parser = FrameParser()
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
         self._outgoing: list[bytes] = []
+        self._unsent = memoryview(b"")
+        """What the socket did not take; while there is some, a writer waits for room."""
         self._flush_scheduled = False
 
     @classmethod
     async def open(cls, sock: socket.socket, receiver: FrameReceiver) -> FrameLink:
         """Take over a connected stream socket. The link owns and closes it."""
         sock.setblocking(False)
-        loop = asyncio.get_running_loop()
-        if sock.family == socket.AF_UNIX:
-            _, link = await loop.create_unix_connection(lambda: cls(receiver), sock=sock)
-        else:
+        if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _, link = await loop.create_connection(lambda: cls(receiver), sock=sock)
+        link = cls(sock, receiver)
+        link._loop.add_reader(link._fd, link._readable)
         return link
 
     def send(self, frame: bytes) -> None:
@@ -60,36 +64,67 @@ class FrameLink(asyncio.Protocol):
             self._loop.call_soon(self._flush)
 
     def close(self) -> None:
-        """Send what is queued, then close: the replica reads EOF, which is an order to exit."""
+        """Send what the socket takes at once, then close: the replica reads EOF, which is an order to exit."""
         self._flush()
-        self.is_closed = True
-        if self._transport is not None:
-            self._transport.close()
+        self._lost("closed by the platform")
 
     def _flush(self) -> None:
         self._flush_scheduled = False
-        if self._outgoing and self._transport is not None:
-            outgoing, self._outgoing = self._outgoing, []
-            self._transport.write(outgoing[0] if len(outgoing) == 1 else b"".join(outgoing))
+        if not self._outgoing or self.is_closed:
+            return
+        outgoing, self._outgoing = self._outgoing, []
+        data = outgoing[0] if len(outgoing) == 1 else b"".join(outgoing)
+        if self._unsent:
+            self._unsent = memoryview(b"".join((self._unsent, data)))
+            return
+        sent = self._write(data)
+        if sent < len(data) and not self.is_closed:
+            self._unsent = memoryview(data)[sent:]
+            self._loop.add_writer(self._fd, self._writable)
 
-    # asyncio.Protocol
+    def _writable(self) -> None:
+        self._unsent = self._unsent[self._write(self._unsent) :]
+        if not self._unsent and not self.is_closed:
+            self._loop.remove_writer(self._fd)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one without saying so
+    def _write(self, data: bytes | memoryview) -> int:
+        try:
+            return self._sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            # What the replica said before it died may still be there to read: its end is noticed by reading.
+            log.debug("a replica's socket takes nothing any more: %s", error)
+            return len(data)
 
-    def data_received(self, data: bytes) -> None:
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lost(str(error))
+            return
+        if not data:
+            self._lost("the other side closed the connection")
+            return
         try:
             frames = self._parser.feed(data)
         except FrameError as error:
             log.error("replica sent bytes that are no frames", extra={"error": str(error)})
-            self.is_closed = True
-            if self._transport is not None:
-                self._transport.abort()
+            self._lost(str(error))
             return
         if frames:
             self.receiver.frames_received(frames)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def _lost(self, reason: str) -> None:
+        if self.is_closed:
+            return
         self.is_closed = True
         self._outgoing.clear()
-        self.receiver.link_lost(str(exc) if exc else "connection closed")
+        self._loop.remove_reader(self._fd)
+        if self._unsent:
+            self._unsent = memoryview(b"")
+            self._loop.remove_writer(self._fd)
+        self._sock.close()
+        self._loop.call_soon(self.receiver.link_lost, reason)
