@@ -23,7 +23,7 @@ def ls(url: Url = None, home: HomePath = None, as_json: Json = False) -> None:
         note("nothing is deployed: `serve deploy model.onnx`")
         return
     emit_table(
-        ("NAME", "STATE", "REVISION", "REPLICAS", "IDLE", "LAST REQUEST", "LABELS"),
+        ("NAME", "STATE", "REVISION", "REPLICAS", "IDLE", "CREATED", "LABELS"),
         (
             (
                 str(item["name"]),
@@ -31,7 +31,7 @@ def ls(url: Url = None, home: HomePath = None, as_json: Json = False) -> None:
                 str(item["revision"]),
                 str(item["replicas"]),
                 seconds(item.get("idle_s")),
-                moment(item.get("last_request_at")),
+                moment(item.get("created_at")),
                 ",".join(f"{key}={value}" for key, value in (item.get("labels") or {}).items()) or "-",
             )
             for item in deployments
@@ -147,6 +147,7 @@ def _show_status(document: dict[str, Any]) -> None:
         ("traffic", traffic or "-"),
         ("queue", f"{queue.get('count', 0)} requests, {size(queue.get('bytes', 0))}"),
         *_cold_starts(document.get("cold_start_ms") or {}),
+        *([("failure", str(document["failure"]))] if document.get("failure") else []),
     ]
     for label, value in lines:
         emit(f"{label:<12} {value}")

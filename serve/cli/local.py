@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import select
@@ -183,6 +182,8 @@ def _is_alive(pid: int) -> bool:
 
 def _is_locked(path: Path) -> bool:
     """Return whether a process holds the home's lock: the kernel drops it when its holder dies."""
+    import fcntl  # missing where the command may still talk to a platform elsewhere
+
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -11,6 +11,10 @@ from serve.cli.client import Client
 from serve.cli.failure import CommandError, ExitCode, Refused, deploy_failed
 
 
+_GRACE_S = 5.0
+"""The platform gives up a publish at once when we leave; its own limit is for a network that does not tell it."""
+
+
 class ProgressSink(Protocol):
     """Who shows progress to a person."""
 
@@ -30,7 +34,7 @@ def publish(
         if bundle is not None:
             document = document | {"model": bundle.document()}
         try:
-            return _follow(client.post_lines("/api/v1/deployments", document, wait=wait_s), sink)
+            return _follow(client.post_lines("/api/v1/deployments", document, wait=wait_s + _GRACE_S), sink)
         except Refused as refusal:
             missing = refusal.details.get("files")
             if bundle is None or refusal.code != "files_missing" or not isinstance(missing, list):
