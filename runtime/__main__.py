@@ -40,8 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     started_ns = time.monotonic_ns()
     options = _parse(arguments)
     signal.signal(signal.SIGTERM, _leave)
-    if options.parent_pid is not None and not _bind_to(options.parent_pid):
-        return EXIT_ORPHANED
+    if options.parent_pid is not None:
+        # The driver hands over these two; what else is open leaked in from whoever started the platform.
+        os.closerange(1 + max(options.token_fd or 2, options.announce_fd or 2), os.sysconf("SC_OPEN_MAX"))
+        if not _bind_to(options.parent_pid):
+            return EXIT_ORPHANED
     token = _read_token(options.token_fd, options.token_file)
     if not token:
         print("the token is empty: nobody could be told from a stranger", file=sys.stderr)  # noqa: T201
@@ -97,18 +100,18 @@ def admit(listener: socket.socket, token: bytes, wait_s: float | None = None) ->
                             dismiss(next(iter(strangers)))
                         _welcome(listener, selector, strangers)
                         continue
-                    connection = key.fileobj
-                    assert isinstance(connection, socket.socket)
-                    if connection not in strangers:
+                    visitor = key.fileobj
+                    assert isinstance(visitor, socket.socket)
+                    if visitor not in strangers:  # dismissed in this turn
                         continue
-                    verdict = strangers[connection].listen(token)
+                    verdict = strangers[visitor].listen(token)
                     if verdict is True:
-                        del strangers[connection]
-                        connection.setblocking(True)
-                        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                        return connection
+                        del strangers[visitor]
+                        visitor.setblocking(True)
+                        visitor.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                        return visitor
                     if verdict is False:
-                        dismiss(connection)
+                        dismiss(visitor)
         finally:
             for connection in strangers:
                 connection.close()
@@ -182,6 +185,7 @@ def _bind_to(parent_pid: int) -> bool:
         parentage.die_with(parent_pid)
     except parentage.Orphaned:
         return False
+    parentage.default_signals()
     parentage.raise_oom_score()
     return True
 

@@ -5,12 +5,14 @@ System calls that Python has no name for go through ctypes; loading it starts no
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 REPLICA_ID_VARIABLE = "SERVE_REPLICA_ID"
@@ -24,6 +26,8 @@ _STAT_ARG_START = 47
 """Index of `arg_start` among the fields of /proc/self/stat; `arg_end`, `env_start`, `env_end` follow (proc(5))."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_python = ctypes.PyDLL(None, use_errno=True)
+"""As `_libc`, but keeping Python's global lock: nothing of Python may move during a bare fork."""
 _libc.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
 
 
@@ -60,11 +64,21 @@ def raise_oom_score() -> None:
     Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
 
 
-def reset_signals() -> None:
-    """Undo what a parent blocked or handles; report fatal signals with a traceback on stderr."""
+def bare_fork() -> int:
+    """Fork without Python's own work in the child, which costs more than the fork: for a child that only forks on.
+
+    Nothing else may happen in that child but `os.fork`, which does the work for the next, system calls and `os._exit`.
+    """
+    pid: int = _python.fork()
+    if pid < 0:
+        raise OSError(ctypes.get_errno(), "fork: " + os.strerror(ctypes.get_errno()))
+    return pid
+
+
+def default_signals() -> None:
+    """Handle nothing but fatal signals: those put a traceback on stderr. Children inherit it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     faulthandler.enable()
 
 
@@ -95,22 +109,34 @@ class ProcessText:
         environment = b"\0" + ctypes.string_at(env_start, env_end - env_start)
         marker = b"\0" + REPLICA_ID_VARIABLE.encode() + b"="
         at = environment.find(marker)
-        self._id_start, self._id_bytes = 0, 0
+        self._id_start = 0
+        self._title = ctypes.string_at(self._arg_start, self._arg_end - self._arg_start)
+        self._id = b""
         if at >= 0:
             self._id_start = env_start + at + len(marker) - 1
-            self._id_bytes = environment.index(b"\0", at + len(marker)) - at - len(marker)
+            self._id = environment[at + len(marker) : environment.index(b"\0", at + len(marker))]
 
-    def show(self, replica_id: str, title: str) -> None:
-        """Let /proc show `title` as command line and `replica_id` as SERVE_REPLICA_ID, where room was kept."""
-        _overwrite(self._arg_start, self._arg_end - self._arg_start, title.encode())
-        _overwrite(self._id_start, self._id_bytes, replica_id.encode())
+    @contextlib.contextmanager
+    def shown(self, replica_id: str, title: str) -> Iterator[None]:
+        """Within the block /proc shows `title` and, where room was kept, `replica_id` as SERVE_REPLICA_ID.
+
+        A child forked within it keeps them. Written before the fork, because the pages are the parent's own there.
+        """
+        _overwrite(self._arg_start, self._title, title.encode())
+        _overwrite(self._id_start, self._id, replica_id.encode())
         os.environ[REPLICA_ID_VARIABLE] = replica_id
+        try:
+            yield
+        finally:
+            del os.environ[REPLICA_ID_VARIABLE]
+            ctypes.memmove(self._arg_start, self._title, len(self._title))
+            ctypes.memmove(self._id_start, self._id, len(self._id))
 
 
-def _overwrite(address: int, size: int, text: bytes) -> None:
-    """Write `text` and fill up with NULs; the byte behind `size`, or the last one, is NUL already or stays so."""
-    if size:
-        ctypes.memmove(address, text[: size - 1].ljust(size, b"\0"), size)
+def _overwrite(address: int, original: bytes, text: bytes) -> None:
+    """Write `text` in the place of `original`, cut to leave a NUL, filled up with NULs."""
+    if original:
+        ctypes.memmove(address, text[: len(original) - 1].ljust(len(original), b"\0"), len(original))
 
 
 def _prctl(option: int, value: int) -> None:

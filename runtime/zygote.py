@@ -4,8 +4,8 @@
 environment that keeps libraries from starting threads. One SOCK_SEQPACKET socket carries one JSON object a message:
 
 - zygote → driver, once: `{"ready": true}`, or `{"error": sentence}` and exit status 3
-- driver → zygote: `{"replica_id", "name", "ordered_ns"}` with two descriptors: the replica's socket, its log file
-- → driver, in any order: `{"replica_id", "pid"}`, or `{"replica_id", "error"}`
+- driver → zygote: `{"number", "replica_id", "name", "ordered_ns"}` and two descriptors: the replica's socket, its log
+- → driver, in any order: `{"number", "pid"}`, or `{"number", "error"}`
 
 A replica is a grandchild: its parent, the process in between, reports its pid and exits, and the platform (a child
 subreaper) inherits it. So the zygote may die without its replicas, and the platform reads their exit status. The
@@ -31,8 +31,8 @@ from runtime import parentage
 from runtime.parentage import Orphaned, ProcessText
 
 FLAVOURS: dict[str, tuple[str, ...]] = {
-    "bare": ("runtime.worker", "runtime.engines.scripted"),
-    "onnx": ("runtime.worker", "runtime.engines.scripted", "runtime.engines.onnx"),
+    "bare": ("runtime.engines.scripted",),
+    "onnx": ("runtime.engines.scripted", "runtime.engines.onnx"),
 }
 MAX_COMMAND_BYTES = 4096
 EXIT_UNFIT = 3
@@ -48,6 +48,8 @@ class Unfit(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Command:
+    number: int
+    """Names the command in the answer."""
     replica_id: str
     name: str
     """What `ps` shows: the deployment and revision."""
@@ -69,22 +71,30 @@ def main(arguments: list[str] | None = None) -> int:
         parentage.die_with(options.parent_pid)
     except Orphaned:
         return EXIT_ORPHANED
-    parentage.set_name(f"zygote-{options.flavour}")
+    # Replicas inherit what is set here once: it costs each of them nothing.
+    parentage.default_signals()
+    parentage.raise_oom_score()
+    os.closerange(options.control_fd + 1, os.sysconf("SC_OPEN_MAX"))
     control = socket.socket(fileno=options.control_fd)
     try:
         prepare(options.flavour)
-    except (Unfit, ImportError) as error:
-        traceback.print_exc()
-        _tell(control, {"error": f"{type(error).__name__}: {error}" if isinstance(error, ImportError) else str(error)})
+    except Unfit as error:
+        _tell(control, {"error": str(error)})
         return EXIT_UNFIT
     _tell(control, {"ready": True})
-    return serve(control, options.parent_pid)
+    return serve(control, options.parent_pid, f"zygote-{options.flavour}")
 
 
 def prepare(flavour: str) -> None:
-    """Import what replicas of `flavour` need. Raise Unfit, or ImportError where an engine's library is missing."""
-    for module in ("numpy", "numpy.random", *FLAVOURS[flavour]):
+    """Import what replicas of `flavour` need, as far as it is installed. Raise Unfit."""
+    for module in ("numpy", "runtime.worker"):
         importlib.import_module(module)
+    for module in FLAVOURS[flavour]:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            # A deployment that wants this engine is told so when it loads; the others go on.
+            print(f"{module} cannot be imported: {error}", file=sys.stderr)  # noqa: T201
     check_single_thread()
     # Collected now and never looked at again: a later collection in a child would copy every page it marks.
     gc.collect()
@@ -101,20 +111,26 @@ def check_single_thread() -> None:
         )
 
 
-def serve(control: socket.socket, platform_pid: int) -> int:
+def serve(control: socket.socket, platform_pid: int, own_name: str) -> int:
     """Fork on command until the driver closes its end."""
+    parentage.set_name(own_name)
     text = ProcessText()
     while True:
         data, descriptors, _, _ = socket.recv_fds(control, MAX_COMMAND_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
         if not data:
             return 0
         message = json.loads(data)
-        command = Command(message["replica_id"], message["name"], message["ordered_ns"], *descriptors)
+        command = Command(
+            message["number"], message["replica_id"], message["name"], message["ordered_ns"], *descriptors
+        )
         try:
             check_single_thread()
-            _fork(control, command, text, platform_pid)
+            parentage.set_name(command.name)
+            with text.shown(command.replica_id, f"serve replica {command.replica_id}"):
+                _fork(control, command, platform_pid)
+            parentage.set_name(own_name)
         except (Unfit, OSError) as error:
-            _tell(control, {"replica_id": command.replica_id, "error": f"cannot fork: {error}"})
+            _tell(control, {"number": command.number, "error": f"cannot fork: {error}"})
             if isinstance(error, Unfit):
                 return EXIT_UNFIT
         finally:
@@ -122,16 +138,16 @@ def serve(control: socket.socket, platform_pid: int) -> int:
                 os.close(descriptor)
 
 
-def _fork(control: socket.socket, command: Command, text: ProcessText, platform_pid: int) -> None:
-    between = os.fork()
+def _fork(control: socket.socket, command: Command, platform_pid: int) -> None:
+    between = parentage.bare_fork()
     if between == 0:
-        _fork_replica(control, command, text, platform_pid)
+        _fork_replica(control, command, platform_pid)
     _, status = os.waitpid(between, 0)
     if status != 0:
         raise OSError(f"the process between zygote and replica ended with wait status {status}")
 
 
-def _fork_replica(control: socket.socket, command: Command, text: ProcessText, platform_pid: int) -> NoReturn:
+def _fork_replica(control: socket.socket, command: Command, platform_pid: int) -> NoReturn:
     """In the process between: fork the replica, report it, and leave so that the platform inherits it."""
     status = 1
     try:
@@ -139,27 +155,23 @@ def _fork_replica(control: socket.socket, command: Command, text: ProcessText, p
         pid = os.fork()
         if pid == 0:
             control.detach()
-            _become_replica(command, text, platform_pid, between)
-        _tell(control, {"replica_id": command.replica_id, "pid": pid})
+            _become_replica(command, platform_pid, between)
+        _tell(control, {"number": command.number, "pid": pid})
         status = 0
     except OSError as error:
-        _tell(control, {"replica_id": command.replica_id, "error": f"cannot fork: {error}"})
+        _tell(control, {"number": command.number, "error": f"cannot fork: {error}"})
         status = 0
     finally:
         os._exit(status)
 
 
-def _become_replica(command: Command, text: ProcessText, platform_pid: int, between_pid: int) -> NoReturn:
+def _become_replica(command: Command, platform_pid: int, between_pid: int) -> NoReturn:
     """In the replica: keep only what is its own, work, exit. Never returns into the zygote's code."""
     status = EXIT_BROKEN
     try:
         os.setsid()
         sock = _keep_own_descriptors(command)
-        parentage.reset_signals()
         parentage.reseed()
-        parentage.set_name(command.name)
-        text.show(command.replica_id, f"serve replica {command.replica_id}")
-        parentage.raise_oom_score()
         parentage.wait_for_parent(platform_pid, between_pid)
         parentage.die_with(platform_pid)
         status = sys.modules["runtime.worker"].run(sock, started_ns=command.ordered_ns)

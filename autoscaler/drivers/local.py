@@ -47,10 +47,12 @@ class LocalDriver:
 
     async def start(self, order: LoadOrder, observer: ReplicaObserver, log_file: Path) -> StartedReplica:
         ordered_ns = self._replicas.clock.monotonic_ns()
-        with self._replicas.starting(order, observer, log_file) as (life, log_fd):
+        with self._replicas.starting(order, observer, log_file) as life:
             ours, theirs = socket.socketpair()
             with theirs:
-                fork = Fork(order.replica_id, f"{order.name}-r{order.revision}", ordered_ns, (theirs.fileno(), log_fd))
+                fork = Fork(
+                    order.replica_id, f"{order.name}-r{order.revision}", ordered_ns, (theirs.fileno(), life.log.fd)
+                )
             self._zygote.carry_out(fork)
             link = None
             try:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import fcntl
+import logging
 import os
 import select
 import signal
@@ -20,9 +21,12 @@ from dataclasses import dataclass
 
 from autoscaler.drivers.base import DriverError
 
+log = logging.getLogger(__name__)
+
 _PR_SET_CHILD_SUBREAPER = 36
 _FIRST_FREE_FD = 64
 """Descriptors to hand over are first copied above the numbers they get in the child, so that none is lost."""
+CLOSE_S = 5.0
 _RETRY_S = 0.002
 _RETRIES = 500
 _DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
@@ -155,3 +159,24 @@ class ChildProcess:
                 return
         if not self.exited.done():
             self.exited.set_result(status)
+
+
+class Children:
+    """Every child that one driver made and that is not reaped yet, wanted or not. Owned by the loop."""
+
+    def __init__(self) -> None:
+        self._alive: set[ChildProcess] = set()
+
+    def watch(self, process: ChildProcess) -> ChildProcess:
+        self._alive.add(process)
+        process.exited.add_done_callback(lambda _: self._alive.discard(process))
+        return process
+
+    async def close(self) -> None:
+        """Kill them all; return when they are reaped, or after 5 seconds, with a line in the log."""
+        for process in self._alive:
+            process.kill()
+        if self._alive:
+            await asyncio.wait([process.exited for process in self._alive], timeout=CLOSE_S)
+        if self._alive:
+            log.error("processes do not end", extra={"pids": [process.pid for process in self._alive]})

@@ -47,7 +47,10 @@ class ReplicaLog:
             self.fd = -1
 
     def last_words(self) -> str:
-        """Return the last lines this replica wrote, as one line of printable text; empty where it wrote nothing."""
+        """Return the last lines this replica wrote, as one line of printable text; empty where it wrote nothing.
+
+        Where Python reported a fatal signal, the lines from there on: the innermost calls come first in them.
+        """
         try:
             with self._file.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -56,7 +59,10 @@ class ReplicaLog:
         except OSError:
             return ""
         lines = ["".join(char if char.isprintable() else " " for char in line).strip() for line in text.splitlines()]
-        return " | ".join([line for line in lines if line][-_LAST_WORDS_LINES:])
+        lines = [line for line in lines if line]
+        fatal = [number for number, line in enumerate(lines) if line.startswith("Fatal Python error")]
+        start = fatal[-1] if fatal else max(0, len(lines) - _LAST_WORDS_LINES)
+        return " | ".join(lines[start : start + _LAST_WORDS_LINES])
 
 
 class ReplicaLife:
@@ -68,7 +74,7 @@ class ReplicaLife:
     def __init__(self, order: LoadOrder, observer: ReplicaObserver, log_file: ReplicaLog, replicas: Replicas) -> None:
         self.id = ReplicaId(order.replica_id)
         self._observer = observer
-        self._log = log_file
+        self.log = log_file
         self._replicas = replicas
         self._loop = asyncio.get_running_loop()
         self._early: list[Event] | None = []
@@ -184,7 +190,7 @@ class ReplicaLife:
             return f"{self.id} was killed by the kernel because memory ran out: lower max_batch or give it more memory"
         if self._kill_reason is not None and reason is not ExitReason.CRASHED:
             return f"{self.id} was killed by the platform ({reason.value})"
-        words = self._log.last_words()
+        words = self.log.last_words()
         return f"{self.id} {_how(status)}" + (f"; its last words: {words}" if words else "")
 
 
@@ -198,10 +204,8 @@ class Replicas:
         self.is_closed = False
 
     @contextlib.contextmanager
-    def starting(
-        self, order: LoadOrder, observer: ReplicaObserver, log_file: Path
-    ) -> Iterator[tuple[ReplicaLife, int]]:
-        """Give the life to begin within this block, and its log's descriptor. Left by an error, it never was."""
+    def starting(self, order: LoadOrder, observer: ReplicaObserver, log_file: Path) -> Iterator[ReplicaLife]:
+        """Give the life to begin within this block. Left by an error, it never was."""
         if self.is_closed:
             raise DriverError("the driver is closed: the platform is shutting down")
         replica_log = ReplicaLog(log_file)
@@ -211,7 +215,7 @@ class Replicas:
                 raise DriverError(f"{life.id} runs already: replica ids are used once")
             self._lives[life.id] = life
             try:
-                yield life, replica_log.fd
+                yield life
             except BaseException:
                 self.forget(life.id)
                 raise

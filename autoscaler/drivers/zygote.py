@@ -6,6 +6,7 @@ The protocol is described in `runtime/zygote.py`.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from autoscaler.drivers.base import DriverError
 from autoscaler.drivers.environment import REPLICA_ID_BYTES, runtime_environment
-from autoscaler.drivers.processes import ChildProcess, spawn
+from autoscaler.drivers.processes import CLOSE_S, ChildProcess, Children, spawn
 from autoscaler.drivers.replica import ReplicaLog
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,6 @@ READY_S = 60.0
 MAX_MESSAGE_BYTES = 65536
 MAX_OUTSTANDING = 16
 """Commands in the zygote's socket at a time: far below what the kernel queues."""
-CLOSE_S = 5.0
 FIRST_BACKOFF_S = 0.05
 LONGEST_BACKOFF_S = 10.0
 LONG_LIFE_S = 10.0
@@ -33,12 +33,15 @@ MAX_TRIES = 3
 """A command whose zygote died before it was carried out goes to the next one so often."""
 
 
+_numbers = itertools.count(1)
+
+
 class Fork:
     """One command. Owns copies of the descriptors that the replica gets, until it is carried out or has failed."""
 
     def __init__(self, replica_id: str, name: str, ordered_ns: int, descriptors: tuple[int, int]) -> None:
-        command = {"replica_id": replica_id, "name": name, "ordered_ns": ordered_ns}
-        self.replica_id = replica_id
+        self.number = next(_numbers)
+        command = {"number": self.number, "replica_id": replica_id, "name": name, "ordered_ns": ordered_ns}
         self.message = json.dumps(command).encode()
         self.descriptors = [os.dup(descriptor) for descriptor in descriptors]
         self.tries = 0
@@ -80,8 +83,9 @@ class Zygote:
         self._respawn: asyncio.TimerHandle | None = None
         self._sentence = ""
         self._waiting: deque[Fork] = deque()
-        self._outstanding: dict[str, Fork] = {}
-        self._made: set[ChildProcess] = set()
+        self._outstanding: dict[int, Fork] = {}
+        self._children = Children()
+        self._ended: asyncio.Future[None] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -117,15 +121,10 @@ class Zygote:
             fork.fail(_CLOSING)
         if self._process is not None:
             self._process.kill()
-        deadline = asyncio.get_running_loop().time() + CLOSE_S
-        # Up to the end of the control socket there may be reports of what the zygote forked last.
-        while self._made or self._control is not None:
-            if asyncio.get_running_loop().time() > deadline:
-                log.error("processes do not end", extra={"pids": [process.pid for process in self._made]})
-                break
-            for process in list(self._made):
-                process.kill()
-            await asyncio.sleep(0.002)
+        if self._ended is not None:
+            # Up to the end of the control socket there may be reports of what the zygote forked last.
+            await asyncio.wait([self._ended], timeout=CLOSE_S)
+        await self._children.close()
         self._hang_up()
 
     def _spawn(self) -> None:
@@ -151,14 +150,10 @@ class Zygote:
             theirs.close()
             self._log.close()
         self._control = ours
+        self._ended = asyncio.get_running_loop().create_future()
         # Its session may hold a replica that has not made its own yet: that one outlives it.
-        self._process = self._watch(ChildProcess(pid, owns_session=False))
+        self._process = self._children.watch(ChildProcess(pid, owns_session=False))
         asyncio.get_running_loop().add_reader(ours, self._receive)
-
-    def _watch(self, process: ChildProcess) -> ChildProcess:
-        self._made.add(process)
-        process.exited.add_done_callback(lambda _: self._made.discard(process))
-        return process
 
     def _send(self) -> None:
         while (
@@ -171,7 +166,7 @@ class Zygote:
                 except OSError:  # it has died: the end of the socket is about to be read
                     return
                 fork.tries += 1
-                self._outstanding[fork.replica_id] = fork
+                self._outstanding[fork.number] = fork
             self._waiting.popleft()
 
     def _receive(self) -> None:
@@ -189,15 +184,14 @@ class Zygote:
             self._message(json.loads(data))
 
     def _message(self, message: dict[str, object]) -> None:
-        replica_id = message.get("replica_id")
-        fork = self._outstanding.pop(replica_id, None) if isinstance(replica_id, str) else None
-        pid = message.get("pid")
+        number, pid = message.get("number"), message.get("pid")
+        fork = self._outstanding.pop(number, None) if isinstance(number, int) else None
         if message.get("ready"):
             self._is_ready = True
             if self._opened is not None and not self._opened.done():
                 self._opened.set_result(None)
         elif isinstance(pid, int):
-            process = self._watch(ChildProcess(pid))
+            process = self._children.watch(ChildProcess(pid))
             if fork is None or fork.process.done():
                 process.kill()
             else:
@@ -214,6 +208,8 @@ class Zygote:
             asyncio.get_running_loop().remove_reader(self._control)
             self._control.close()
             self._control = None
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
 
     def _lost(self) -> None:
         """The zygote is gone, and no report of it is still to come."""
