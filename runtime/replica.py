@@ -1,7 +1,7 @@
 """A replica with its model loaded: one blocking loop, no event loop, no threads of ours.
 
 Take all that has come, join what fits into a batch, run it, answer; meanwhile the next batch gathers in the socket.
-Answers leave in one system call when nothing is left to run, or once the first of them has waited a millisecond.
+Answers leave in one system call when nothing is left to run, or before a run that would keep them a millisecond.
 
 Every request gets exactly one answer with its usage, also one whose caller left before it was started (status 499):
 the other side always knows what is inside, and the shares of all answers sum to the busy time.
@@ -28,7 +28,7 @@ from serve.core.meter import BusyMeter
 log = logging.getLogger(__name__)
 
 FLUSH_AFTER_NS = 1_000_000
-"""Longest time a finished answer waits for others to leave with."""
+"""Longest time a finished answer waits for others to leave with, if runs take as long as the last one."""
 
 STATS_INTERVAL_NS = 1_000_000_000
 _MEMORY_SHARE = 100
@@ -66,6 +66,7 @@ class Replica:
         self._outgoing: list[bytes | memoryview] = []
         self._outgoing_bytes = 0
         self._outgoing_since_ns = 0
+        self._last_run_ns = 0
         self._stats_answered = 0
         self._stats_due_ns = 0
 
@@ -75,11 +76,8 @@ class Replica:
             if frames:
                 self._take(frames)
             if self._waiting:
-                batch, self._waiting = take_batch(self._waiting, self._max_batch_rows)
-                self._run(batch)
+                self._run_next()
             if self._waiting:
-                if self._outgoing and time.monotonic_ns() - self._outgoing_since_ns > FLUSH_AFTER_NS:
-                    self._flush()
                 frames = reader.read(wait=False)
                 continue
             self._flush()
@@ -162,9 +160,16 @@ class Replica:
 
     # Run -------------------------------------------------------------------------------------------------------------
 
-    def _run(self, batch: list[InferRequest]) -> None:
-        """Answer every member. A batch that fails is run again one by one, so that a bad member hurts nobody else."""
+    def _run_next(self) -> None:
         start_ns = time.monotonic_ns()
+        if self._outgoing and start_ns - self._outgoing_since_ns + self._last_run_ns > FLUSH_AFTER_NS:
+            self._flush()
+        batch, self._waiting = take_batch(self._waiting, self._max_batch_rows)
+        self._run(batch, start_ns)
+        self._last_run_ns = time.monotonic_ns() - start_ns
+
+    def _run(self, batch: list[InferRequest], start_ns: int) -> None:
+        """Answer every member. A batch that fails is run again one by one, so that a bad member hurts nobody else."""
         expired = [request for request in batch if 0 < request.deadline_ns < start_ns]
         if expired:
             for request in expired:
@@ -182,7 +187,7 @@ class Replica:
                 log.warning("batching is switched off, the outputs of a batch cannot be told apart: %s", error)
                 self._max_batch_rows = 0
             for request in batch:
-                self._run([request])
+                self._run([request], start_ns)
             return
         batch_rows = sum([request.layout.rows for request in batch])
         left_ns = time.monotonic_ns()
