@@ -199,9 +199,11 @@ def _by_windows(
     elif now_ns >= panic_until_ns:
         panic_until_ns = panic_replicas = 0
     if not panic_until_ns:
-        return stable_wanted, _load(stable, settings.stable_ns, per_replica), 0, 0
+        return stable_wanted, _load(stable, window.covered_ns(settings.stable_ns), per_replica), 0, 0
     wanted = max(stable_wanted, panic_wanted, panic_replicas, observed.live)
-    reason = _load(panic, settings.panic_ns, per_replica) + " (a burst: nothing is taken away for now)"
+    reason = (
+        _load(panic, window.covered_ns(settings.panic_ns), per_replica) + " (a burst: nothing is taken away for now)"
+    )
     # Only what was asked for in this panic is latched; what happens to be live is not a wish.
     return wanted, reason, panic_until_ns, max(stable_wanted, panic_wanted, panic_replicas)
 
@@ -265,4 +267,4 @@ def _count(number: int, one: str, several: str) -> str:
 
 
 def _seconds(duration_ns: int) -> str:
-    return f"{duration_ns / NS_PER_S:g} s"
+    return f"{duration_ns / NS_PER_S:.3g} s"

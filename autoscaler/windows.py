@@ -67,8 +67,12 @@ class DemandWindow:
             return None
         last = self.samples[-1]
         start_ns = max(self.samples[0].at_ns, last.at_ns - window_ns)
-        served_ns = last.concurrency_ns - self._integral_at(start_ns)
-        return served_ns / max(last.at_ns - start_ns, min(window_ns, FILL_NS))
+        return (last.concurrency_ns - self._integral_at(start_ns)) / self.covered_ns(window_ns)
+
+    def covered_ns(self, window_ns: int) -> int:
+        """Return the length of what `average` averages: the window, or the part of it that has been seen."""
+        seen_ns = self.samples[-1].at_ns - self.samples[0].at_ns if self.samples else 0
+        return max(min(window_ns, seen_ns), min(window_ns, FILL_NS))
 
     def peak(self, window_ns: int) -> int:
         """Return the highest concurrency latched by any reading of the last `window_ns`."""

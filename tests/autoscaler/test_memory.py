@@ -1,0 +1,182 @@
+"""One budget of memory for all: admission, eviction, waiting, learning. Virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from autoscaler.fleet import folder_bytes
+from serve.core.errors import NoCapacity, PublishError
+from serve.core.events import ExitReason
+from tests.autoscaler.world import MIB, World, a_world
+
+pytestmark = pytest.mark.looptime
+
+
+async def test_two_models_on_a_budget_of_one_take_turns_and_everyone_is_answered(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=60) as world:
+        cat, dog = world.add("cat"), world.add("dog")
+        for _ in range(5):
+            (first,) = world.pool.ask(cat, duration_s=0.2)
+            await asyncio.sleep(1)
+            (second,) = world.pool.ask(dog, duration_s=0.2)
+            await asyncio.sleep(1)
+            assert first.answered_ns
+            assert second.answered_ns
+            assert len(world.driver.processes) == 1
+        assert {exited.reason for exited in world.pool.gone} == {ExitReason.DRAINED}
+        assert any("makes place for dog-r1" in reason for reason in world.reasons("cat"))
+        assert "40 MiB are needed, 40 MiB of 60 MiB are taken" in world.reasons("cat")[1]
+
+
+async def test_busy_replica_is_never_evicted_and_who_waits_is_served_when_it_is_done(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=60) as world:
+        cat, dog = world.add("cat"), world.add("dog")
+        (long,) = world.pool.ask(cat, duration_s=30)
+        await asyncio.sleep(1)
+        (waiting,) = world.pool.ask(dog, duration_s=0.2)
+        await asyncio.sleep(28)
+        assert world.pool.gates[cat].in_flight == 1
+        assert world.running("dog") == []
+        assert [reason for reason in world.reasons("dog") if "waits for memory" in reason] == [
+            "waits for memory: 40 MiB are needed, 40 MiB of 60 MiB are taken and only 0 MiB of that are idle: "
+            "requests queue"
+        ], "said once, not at every look"
+        await asyncio.sleep(5)
+        assert long.answered_ns
+        assert waiting.answered_ns
+        assert not world.driver.kills
+
+
+async def test_report_of_a_replica_that_became_idle_lets_the_next_in_without_waiting_for_a_timer(
+    tmp_path: Path,
+) -> None:
+    async with a_world(tmp_path, budget_mib=60) as world:
+        cat, dog = world.add("cat"), world.add("dog", panic_window=60)
+        world.pool.ask(cat, duration_s=10)
+        await asyncio.sleep(5)
+        world.pool.ask(dog, duration_s=0.2)
+        await asyncio.sleep(0.001)
+        (holder,) = world.running("cat")
+        world.pool.replicas[holder].inside.popitem()[1].cancel()
+        world.pool.gates[cat].in_flight = 0
+        world.stats(holder, peak_mib=40)
+        await asyncio.sleep(0.02)
+        assert world.running("cat") == []
+        assert len(world.driver.ordered) == 2
+
+
+async def test_those_who_wait_for_memory_are_served_in_the_order_in_which_they_came(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=60) as world:
+        keys = [world.add(name) for name in ("holder", "first", "second", "third")]
+        world.pool.ask(keys[0], duration_s=5)
+        await asyncio.sleep(1)
+        requests = [world.pool.ask(key, duration_s=0.5)[0] for key in keys[1:]]
+        await asyncio.sleep(20)
+        answered = [request.answered_ns for request in requests]
+        assert all(answered)
+        assert answered == sorted(answered)
+
+
+async def test_min_replicas_of_others_are_not_taken_to_make_place(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=60) as world:
+        kept = world.add("kept", min=1)
+        await asyncio.sleep(1)
+        guest = world.add("guest")
+        (request,) = world.pool.ask(guest, duration_s=0.1)
+        await asyncio.sleep(10)
+        assert not request.answered_ns
+        assert len(world.pool.open_replicas(kept)) == 1
+        world.pool.give_up(guest)
+
+
+async def test_least_valuable_idle_replica_goes_first(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=90) as world:
+        often, rarely, newcomer = world.add("often"), world.add("rarely"), world.add("newcomer")
+        for _ in range(10):
+            world.pool.ask(often, duration_s=0.05)
+            await asyncio.sleep(0.2)
+        world.pool.ask(rarely, duration_s=0.05)
+        await asyncio.sleep(1)
+        (request,) = world.pool.ask(newcomer, duration_s=0.05)
+        await asyncio.sleep(1)
+        assert request.answered_ns
+        assert world.running("often")
+        assert not world.running("rarely")
+
+
+async def test_model_larger_than_the_whole_budget_is_refused_with_figures(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=60) as world:
+        key = world.add("giant", memory_mib=100)
+        (request,) = world.pool.ask(key, duration_s=0.1)
+        assert isinstance(request.error, NoCapacity)
+        assert "one replica needs 100 MiB and all replicas together may hold 60 MiB" in str(request.error)
+        with pytest.raises(PublishError, match=r"100 MiB.*60 MiB"):
+            await world.autoscaler.warm(key)
+        await asyncio.sleep(10)
+        assert world.driver.ordered == []
+        assert world.timers() == 0
+
+
+async def test_publishing_refuses_a_model_that_turns_out_larger_than_the_budget(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=100) as world:
+        key = world.add(memory_mib=0, reachable=False)
+        world.driver.behaviour("digits").peak_bytes = 500 * MIB
+        with pytest.raises(PublishError, match="one replica needs 500 MiB"):
+            await world.autoscaler.warm(key)
+        await asyncio.sleep(1)
+        assert world.running() == []
+
+
+async def test_unknown_memory_is_estimated_until_the_first_replica_is_measured(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        key = world.add(memory_mib=0)
+        world.pool.ask(key, duration_s=0.1)
+        assert world.autoscaler.describe(key)[0].memory_bytes == 64 * MIB
+        await asyncio.sleep(1)
+        assert world.autoscaler.describe(key)[0].memory_bytes == 40 * MIB
+        assert world.learned == [(key, 40 * MIB)]
+        assert reserved(world) == 40 * MIB
+
+
+async def test_memory_is_learned_again_when_a_replica_holds_more_and_never_unlearned(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        key = world.add(memory_mib=40)
+        world.pool.ask(key, duration_s=0.1)
+        await asyncio.sleep(1)
+        (replica,) = world.running()
+        world.stats(replica, peak_mib=55)
+        world.stats(replica, peak_mib=45)
+        assert world.learned == [(key, 55 * MIB)]
+        assert world.autoscaler.describe(key)[0].memory_bytes == 55 * MIB
+        assert reserved(world) == 55 * MIB
+
+
+async def test_growth_over_the_budget_is_paid_by_idle_replicas(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=90) as world:
+        cat, dog = world.add("cat"), world.add("dog")
+        world.pool.ask(cat, duration_s=0.1)
+        await asyncio.sleep(1)
+        world.pool.ask(dog, duration_s=100)
+        await asyncio.sleep(1)
+        assert len(world.driver.processes) == 2
+        world.stats(world.running("dog")[0], peak_mib=70)
+        await asyncio.sleep(1)
+        assert world.running("cat") == []
+        assert "goes because dog-r1 turned out to need 70 MiB" in world.reasons("cat")[-1]
+
+
+async def test_size_of_a_model_counts_every_file_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "model.onnx").write_bytes(b"x" * 100)
+    (tmp_path / "weights" / "part").write_bytes(b"x" * 900)
+    assert folder_bytes(tmp_path) == 1000
+    assert folder_bytes(tmp_path / "missing") == 0
+
+
+def reserved(world: World) -> float:
+    value = world.metrics.registry.get_sample_value("serve_reserved_memory_bytes")
+    assert value is not None
+    return value
