@@ -10,7 +10,6 @@ from serve.cli.bundle import Bundle, ModelFile
 from serve.cli.client import Client
 from serve.cli.failure import CommandError, ExitCode, Refused, deploy_failed
 
-
 _GRACE_S = 5.0
 """The platform gives up a publish at once when we leave; its own limit is for a network that does not tell it."""
 
