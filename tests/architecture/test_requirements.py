@@ -31,7 +31,8 @@ def pins(name: str) -> dict[str, str]:
 def project() -> dict[str, list[str]]:
     """Return what pyproject.toml asks for: by extra, "" for always."""
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return {"": data["dependencies"]} | data["optional-dependencies"]
+    extras: dict[str, list[str]] = data["optional-dependencies"]
+    return extras | {"": data["dependencies"]}
 
 
 @pytest.mark.parametrize("name", ["base.txt", "dev.txt"])
