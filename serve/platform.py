@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,16 @@ from pydantic import ValidationError
 from activator.accounts import Accounts
 from activator.app import Activator
 from activator.server import CYCLE, FrontDoor, listen, respond
-from autoscaler.drivers.base import Driver
+from autoscaler.drivers.base import Driver, DriverError
 from autoscaler.drivers.exec import ExecDriver
 from autoscaler.drivers.local import LocalDriver
 from autoscaler.loop import Autoscaler
 from billing.journal import Journal, JournalError
-from billing.price_file import load_price_book
+from billing.price_file import PriceBookError, load_price_book
 from cache.store import ModelStore
-from serve.control.app import ControlPlane
+from serve.control.app import ControlPlane, Surroundings
+from serve.control.books import LedgerBooks
 from serve.control.ledger_process import LedgerProcess
-from serve.control.registry import Registry
 from serve.core import logs, machine
 from serve.core.clock import SystemClock
 from serve.core.errors import NotFound, ServeError
@@ -50,6 +50,7 @@ from serve.core.version import version
 log = logging.getLogger("serve.platform")
 
 _MEMORY_SHARE = 0.8
+_JSON_TYPE = b"content-type: application/json\r\n"
 _METRICS_TYPE = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
 
 
@@ -58,120 +59,156 @@ class StartError(Exception):
 
 
 class Platform:
-    """Everything of one home, running. Made by `running_platform`; owned by its event loop."""
+    """Everything of one home, put together. Owned by the event loop of `run`."""
 
-    def __init__(self, home: Home, settings: PlatformSettings, lifecycle: Lifecycle) -> None:
-        self.home = home
+    def __init__(self, home: Home, settings: PlatformSettings, lifecycle: Lifecycle, urls: tuple[str, str]) -> None:
         self.settings = settings
         self.clock = SystemClock()
         self.metrics = Metrics()
+        self._home = home
+        self._urls = urls
+        self._started_wall_ns = self.clock.wall_ns()
+        self._prices = load_price_book(home.prices)
         writer = new_writer_id()
-        self.prices = load_price_book(home.prices)
-        self.journal = Journal(home.journal, writer, self.clock)
         self.ledger = LedgerProcess(home.journal, home.ledger, lifecycle)
-        self.accounts = Accounts(self.journal, self.prices, self.clock, self.metrics, settings.checkpoint_interval)
+        self.accounts = Accounts(
+            Journal(home.journal, writer, self.clock),
+            self._prices,
+            self.clock,
+            self.metrics,
+            settings.checkpoint_interval,
+        )
         self.accounts.on_written(self.ledger.poke)
         self.activator = Activator(
             RequestIds(writer), self.clock, self.accounts, self.metrics, int(settings.body_limit)
         )
         self.driver: Driver = LocalDriver(home.path) if settings.driver == "local" else ExecDriver(home.path)
-        memory_budget_bytes = int(settings.memory_budget or machine.memory_bytes() * _MEMORY_SHARE)
-        self.metrics.memory_budget.set(memory_budget_bytes)
         self.autoscaler = Autoscaler(
             self.activator,
             self.driver,
             self.clock,
             self.metrics,
             lifecycle,
-            memory_budget_bytes=memory_budget_bytes,
+            memory_budget_bytes=int(settings.memory_budget or machine.memory_bytes() * _MEMORY_SHARE),
             logs=home.logs,
             drain_timeout_s=settings.drain_timeout,
+            on_memory_learned=lambda key, size_bytes: self.control.memory_learned(key, size_bytes),
         )
         self.activator.listener = self.autoscaler
         self.activator.revision_state = self.autoscaler.state_of
         self.store = ModelStore(home.store, int(settings.store_budget), self.clock)
-        self.registry = Registry(home.registry)
+        self.control = ControlPlane(self._surroundings(home, lifecycle))
+
+    def _surroundings(self, home: Home, lifecycle: Lifecycle) -> Surroundings:
+        return Surroundings(
+            home=home,
+            clock=self.clock,
+            metrics=self.metrics,
+            lifecycle=lifecycle,
+            store=self.store,
+            scaler=self.autoscaler,
+            router=self.activator,
+            books=LedgerBooks(self.ledger.sync, home.ledger, home.journal, lambda: self._prices),
+            prices=lambda: self._prices,
+            describe_platform=self.describe,
+            data_url=self._urls[0],
+            hosts=[self.settings.host],
+            cores=machine.cores(),
+            body_limit_bytes=int(self.settings.body_limit),
+            keep_revisions=self.settings.keep_revisions,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `/api/v1/platform` says."""
+        return {
+            "version": version(),
+            "pid": os.getpid(),
+            "url": self._urls[0],
+            "admin_url": self._urls[1],
+            "home": str(self._home.path),
+            "driver": self.settings.driver,
+            "ledger_pid": self.ledger.pid,
+            "started_wall_ns": self._started_wall_ns,
+        }
+
+    def exposition(self) -> bytes:
+        """Return the metrics in Prometheus text format."""
+        self.metrics.store_bytes.set(self.store.used_bytes)
+        return self.metrics.exposition(self.clock.monotonic_ns())
+
+    async def open(self) -> None:
+        """Start the processes beside this one, then bring back what the registry says."""
+        await self.ledger.start()
+        await self.driver.open()
+        self.control.restore()
+
+    async def close(self) -> None:
+        """End what `open` started, in the order in which one needs the other. Leaves no process behind."""
+        await self.autoscaler.shutdown(self.settings.drain_timeout)
+        await self.driver.close()
+        with contextlib.suppress(JournalError):
+            self.accounts.close()
+        await self.ledger.close()
 
 
 class FrontApp:
     """Sends each path where it belongs: `/v2` to the activator, `/api/v1` to the control plane, `/metrics` here."""
 
-    def __init__(self, platform: Platform, control: Any, *, data: bool, admin: bool) -> None:
+    def __init__(self, platform: Platform, *, data: bool, admin: bool) -> None:
         self._platform = platform
-        self._control = control
         self._data = data
         self._admin = admin
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         path: str = scope["path"]
-        if self._data and path.startswith("/v2"):
+        if self._data and (path == "/v2" or path.startswith("/v2/")):
             await self._platform.activator(scope, receive, send)
         elif self._admin and path.startswith("/api/"):
-            await self._control(scope, receive, send)
+            await self._platform.control.app(scope, receive, send)
         elif self._admin and path == "/metrics":
-            platform = self._platform
-            await respond(
-                scope[CYCLE], 200, _METRICS_TYPE, platform.metrics.exposition(platform.clock.monotonic_ns())
-            )
+            await respond(scope[CYCLE], 200, _METRICS_TYPE, self._platform.exposition())
         else:
-            await refuse(scope, NotFound("Not Found: the paths here are /v2, /api/v1 and /metrics; see the README"))
-
-
-async def refuse(scope: dict[str, Any], error: ServeError) -> None:
-    """Answer with an error outside any of the applications."""
-    await respond(scope[CYCLE], error.status, b"content-type: application/json\r\n", orjson.dumps(error.body()))
-
-
-@contextlib.asynccontextmanager
-async def running_platform(home: Home, settings: PlatformSettings) -> AsyncIterator[Platform]:
-    """Build the platform, restore what the registry knows, and take everything down again in order."""
-    async with Lifecycle() as lifecycle:
-        platform = Platform(home, settings, lifecycle)
-        await platform.ledger.start()
-        await platform.store.open()
-        await platform.driver.open()
-        try:
-            yield platform
-        finally:
-            await platform.autoscaler.shutdown(settings.drain_timeout)
-            await platform.driver.close()
-            with contextlib.suppress(JournalError):
-                platform.accounts.close()
-            await platform.ledger.close()
-            platform.registry.close()
-            lifecycle.stop()
+            error = NotFound("Not Found: the paths here are /v2, /api/v1 and /metrics; see the README")
+            await respond(scope[CYCLE], error.status, _JSON_TYPE, orjson.dumps(error.body()))
 
 
 async def run(home: Home, settings: PlatformSettings, sockets: list[socket.socket], urls: tuple[str, str]) -> None:
     """Serve until SIGTERM or SIGINT, then drain: no new request is taken, those inside finish."""
     stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    async with running_platform(home, settings) as platform:
-        control = ControlPlane(platform, *urls)
-        await control.restore()
-        is_split = len(sockets) > 1
-        doors = [FrontDoor(FrontApp(platform, control.app, data=True, admin=not is_split))]
-        if is_split:
-            doors.append(FrontDoor(FrontApp(platform, control.app, data=False, admin=True)))
-        async with Lifecycle() as servers:
-            for door, sock in zip(doors, sockets, strict=True):
-                servers.spawn("http", door.run_until_stopped([sock], settings.drain_timeout))
-            home.write_info(
-                PlatformInfo(urls[0], urls[1], os.getpid(), version(), platform.clock.wall_ns())
-            )
-            log.info("platform is up", extra={"url": urls[0], "home": str(home.path)})
-            try:
-                await stopping.wait()
-                log.info("platform drains", extra={"in_flight": platform.activator.in_flight()})
-            finally:
-                platform.activator.is_draining = True
-                await control.close()
-                for door in doors:
-                    door.stop()
-                home.info_file.unlink(missing_ok=True)
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    async with Lifecycle() as lifecycle:
+        platform = Platform(home, settings, lifecycle, urls)
+        try:
+            await platform.open()
+            await _serve(platform, home, sockets, urls, stopping)
+        finally:
+            await platform.close()
+            lifecycle.stop()
+    platform.control.end()
     log.info("platform is down")
+
+
+async def _serve(
+    platform: Platform, home: Home, sockets: list[socket.socket], urls: tuple[str, str], stopping: asyncio.Event
+) -> None:
+    is_split = len(sockets) > 1
+    data = FrontDoor(FrontApp(platform, data=True, admin=not is_split), platform.activator.hot_path)
+    doors = [data, FrontDoor(FrontApp(platform, data=False, admin=True))][: len(sockets)]
+    async with Lifecycle() as servers:
+        for door, sock in zip(doors, sockets, strict=True):
+            servers.spawn("http", door.run_until_stopped([sock], platform.settings.drain_timeout))
+        home.write_info(PlatformInfo(urls[0], urls[1], os.getpid(), version(), platform.clock.wall_ns()))
+        log.info("platform is up", extra={"url": urls[0], "home": str(home.path)})
+        try:
+            await stopping.wait()
+            log.info("platform drains", extra={"in_flight": platform.activator.in_flight()})
+        finally:
+            platform.activator.is_draining = True
+            platform.control.close()
+            home.info_file.unlink(missing_ok=True)
+            for door in doors:
+                door.stop()
 
 
 @contextlib.contextmanager
@@ -240,15 +277,16 @@ def parse_arguments(arguments: list[str]) -> tuple[Home, PlatformSettings]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    if sys.platform != "linux":
+        print("ServeZero's platform runs on Linux only: it is built on fork, pidfd and cgroups", file=sys.stderr)  # noqa: T201
+        return 1
     try:
-        if sys.platform != "linux":
-            raise StartError("ServeZero's platform runs on Linux only: it is built on fork, pidfd and cgroups")
         home, settings = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         logs.configure(settings.log_level)
         with locked(home):
             sockets, urls = bind(settings)
             uvloop.run(run(home, settings, sockets, urls))
-    except StartError as error:
+    except (StartError, DriverError, JournalError, PriceBookError, ServeError) as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1
     return 0

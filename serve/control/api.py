@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve.control import answers, views
 from serve.control.answers import json_response
 from serve.control.deployments import Deployments
-from serve.control.guard import Guard
+from serve.control.guard import REQUEST_ID, Guard, error_response
 from serve.control.lines import Lines, stream
 from serve.control.openapi import ApiRoute, openapi
 from serve.control.ports import Books
@@ -56,7 +56,7 @@ def control_app(control: Control, token: str, ids: RequestIds, metrics: Metrics,
     """Return the app for everything below `/api`. `hosts`: names besides loopback under which it may be called."""
     app = Starlette(
         routes=Api(control).routes(),
-        exception_handlers={HTTPException: _routing_error, ServeError: _reraise},
+        exception_handlers={HTTPException: _routing_error, ServeError: _refusal, Exception: _internal_error},
     )
     app.router.redirect_slashes = False
     return Guard(app, token, hosts, ids, metrics)
@@ -242,15 +242,21 @@ async def _read_logs(reader: LogReader, count: int, follows: bool, lines: Lines)
 def _routing_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code != 405:
-        raise NotFound("there is nothing at this address; /api/v1/openapi.json lists what there is") from None
+        return _refusal(request, NotFound("there is nothing at this address; /api/v1/openapi.json lists what there is"))
     # Starlette names the methods of the first route only, and a path has one route per method here.
     routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
     allow = tuple(sorted(method for route in routes for method in route.methods))
-    raise MethodNotAllowed(
-        f"{request.method} does not work at this address, which takes {', '.join(allow)}", allow=allow
-    ) from None
+    sentence = f"{request.method} does not work at this address, which takes {', '.join(allow)}"
+    return _refusal(request, MethodNotAllowed(sentence, allow=allow))
 
 
-def _reraise(_request: Request, error: Exception) -> Response:
-    """Errors are mapped in one place, the guard."""
-    raise error
+def _refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServeError)
+    return error_response(error, request.scope[REQUEST_ID])
+
+
+def _internal_error(request: Request, _error: Exception) -> Response:
+    request_id = request.scope[REQUEST_ID]
+    return error_response(
+        ServeError(f"internal error: the platform's log tells more about request {request_id}"), request_id
+    )

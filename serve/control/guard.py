@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import orjson
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.core.errors import Forbidden, ServeError, Unauthorized
@@ -16,6 +17,9 @@ from serve.core.ids import RequestIds
 from serve.core.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+REQUEST_ID = "serve.request_id"
+"""Key in the ASGI scope of a control call."""
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -34,7 +38,7 @@ class Guard:
         if scope["type"] != "http":  # such as lifespan
             await self._app(scope, receive, send)
             return
-        request_id = self._ids.next()
+        request_id = scope[REQUEST_ID] = self._ids.next()
         status = 0
 
         async def counted(message: Message) -> None:
@@ -50,15 +54,10 @@ class Guard:
         except ClientDisconnect:
             log.info("a client left in the middle of its request", extra={"request_id": request_id})
         except ServeError as error:
-            if status:  # too late for another answer: the connection breaks off
-                log.exception("a control call failed after its answer began", extra={"request_id": request_id})
-            else:
-                await send_error(counted, error, request_id)
+            await error_response(error, request_id)(scope, receive, counted)
         except Exception:
+            # Starlette has answered 500 already, or the connection breaks off in the middle of an answer.
             log.exception("a control call failed inside the platform", extra={"request_id": request_id})
-            if not status:
-                sentence = f"internal error: the platform's log tells more about request {request_id}"
-                await send_error(counted, ServeError(sentence), request_id)
         finally:
             self._metrics.control_requests.labels(f"{status // 100}xx" if status else "none").inc()
 
@@ -77,15 +76,12 @@ class Guard:
             )
 
 
-async def send_error(send: Send, error: ServeError, request_id: str) -> None:
-    """Send the error as every refusal looks."""
-    body = orjson.dumps(error.body(request_id), default=str)
-    headers = {"content-type": "application/json", "content-length": str(len(body))} | error.headers()
+def error_response(error: ServeError, request_id: str) -> Response:
+    """Return the error as every refusal looks."""
+    headers = {"content-type": "application/json"} | error.headers()
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
-    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
+    return Response(orjson.dumps(error.body(request_id), default=str), error.status, headers)
 
 
 def _host_name(host: str) -> str:

@@ -1,0 +1,100 @@
+"""The control plane put together from its parts and the platform around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from billing.prices import PriceBook
+from cache.sources.fetch import SOURCES, fetch
+from cache.store import ModelStore
+from serve.control.api import Control, control_app
+from serve.control.deployments import Deployments
+from serve.control.ports import Books, Router, Scaler
+from serve.control.publish import Publisher, Site
+from serve.control.registry import Registry
+from serve.core.clock import Clock
+from serve.core.home import Home
+from serve.core.ids import RequestIds, RevisionKey, new_writer_id
+from serve.core.lifecycle import Lifecycle
+from serve.core.metrics import Metrics
+
+_REMOTE = {scheme: source for scheme, source in SOURCES.items() if scheme not in {"", "file"}}
+"""Where the platform itself may fetch models: never a path of its own machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the control plane needs of the platform."""
+
+    home: Home
+    clock: Clock
+    metrics: Metrics
+    lifecycle: Lifecycle
+    store: ModelStore
+    scaler: Scaler
+    router: Router
+    books: Books
+    prices: Callable[[], PriceBook]
+    describe_platform: Callable[[], dict[str, Any]]
+    """Version, pid, addresses: what `/api/v1/platform` says first."""
+    data_url: str
+    """URL of the data plane, without a slash at the end."""
+    hosts: Iterable[str]
+    """Names besides loopback under which the API may be called."""
+    cores: int
+    body_limit_bytes: int
+    keep_revisions: int
+
+
+class ControlPlane:
+    """Owned by the event loop: `restore` before the first request, `close` when draining begins, `end` at the end."""
+
+    def __init__(self, around: Surroundings) -> None:
+        registry = Registry(around.home.registry, around.store.path, around.keep_revisions)
+        self.deployments = Deployments(registry, around.store, around.scaler, around.router, around.lifecycle)
+        site = Site(
+            home=around.home,
+            clock=around.clock,
+            cores=around.cores,
+            body_limit_bytes=around.body_limit_bytes,
+            prices=lambda: around.prices().at(around.clock.wall_ns()),
+            endpoint_base=around.data_url,
+        )
+        self._publisher = Publisher(
+            self.deployments, lambda url, progress: fetch(url, around.store, progress, _REMOTE), site
+        )
+        control = Control(
+            deployments=self.deployments,
+            publisher=self._publisher,
+            books=around.books,
+            home=around.home,
+            platform=around.describe_platform,
+            body_limit_bytes=around.body_limit_bytes,
+        )
+        self.app = control_app(
+            control,
+            around.home.token() or around.home.create_token(),
+            RequestIds(new_writer_id()),
+            around.metrics,
+            around.hosts,
+        )
+        """ASGI app for everything below `/api`."""
+
+    def restore(self) -> None:
+        """Open the registry and bring back what it says. Raise ServeError with the remedy."""
+        self.deployments.registry.open()
+        self.deployments.restore()
+
+    def memory_learned(self, key: RevisionKey, size_bytes: int) -> None:
+        """Is the autoscaler's `on_memory_learned`."""
+        self._publisher.memory_learned(key, size_bytes)
+
+    def close(self) -> None:
+        """Refuse changes from now on: the platform is shutting down."""
+        self.deployments.close()
+
+    def end(self) -> None:
+        """Close the registry, after the lifecycle's tasks."""
+        self.deployments.registry.close()
