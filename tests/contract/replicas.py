@@ -103,8 +103,8 @@ async def wait_dead(pid: int) -> None:
     except ProcessLookupError:
         return
     try:
-        ready = await asyncio.to_thread(select.select, [pidfd], [], [], DEADLINE_S)
-        assert ready[0], f"process {pid} lives on"
+        ready, _, _ = await asyncio.to_thread(select.select, [pidfd], (), (), DEADLINE_S)
+        assert ready, f"process {pid} lives on"
     finally:
         os.close(pidfd)
 

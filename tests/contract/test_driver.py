@@ -1,6 +1,7 @@
 """The contract of a driver, held by every driver: how replicas start, what is heard of them, how they end."""
 
-# ruff: noqa: ASYNC - nobody else is on the loop while a test looks into /proc
+# Nobody else is on the loop while a test looks into /proc:
+# ruff: noqa: ASYNC110, ASYNC220, ASYNC222, ASYNC240
 
 from __future__ import annotations
 

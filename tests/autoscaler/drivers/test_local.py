@@ -1,6 +1,7 @@
 """What only the local driver has: a zygote that may die, be replaced, or be unfit."""
 
-# ruff: noqa: ASYNC - nobody else is on the loop while a test looks into /proc
+# Nobody else is on the loop while a test looks into /proc:
+# ruff: noqa: ASYNC240
 
 from __future__ import annotations
 
