@@ -4,7 +4,7 @@
 key        default                    meaning
 ========== ========================== ================================================================================
 tensors    one pair x → y, FP32 [-1,4] `[{"input", "output", "datatype", "shape"}]`: each output answers its input
-batchable  true                       whether rows of several requests may be joined
+batchable  true                       joins rows of requests, where all shapes begin with -1
 factor     1                          output = input × factor, in the datatype of the tensor; BYTES are never changed
 load_s     0                          seconds that loading takes
 memory_mib 0                          memory touched and held from loading on
@@ -85,7 +85,7 @@ class ScriptedEngine:
             version="1",
             inputs=tuple(TensorSpec(t["input"], t["datatype"], tuple(t["shape"])) for t in tensors),
             outputs=tuple(TensorSpec(t["output"], t["datatype"], tuple(t["shape"])) for t in tensors),
-            batchable=script["batchable"],
+            batchable=script["batchable"] and all(tensor["shape"][:1] == [-1] for tensor in tensors),
             mapped_ns=mapped_ns,
         )
 
