@@ -57,7 +57,7 @@ def _warm(receipt: dict[str, Any]) -> list[str]:
     if receipt.get("memory_bytes"):
         lines.append(_row("memory", f"{size(receipt['memory_bytes'])} a replica"))
     limits = (("threads", "threads"), ("concurrency", "requests at once"), ("max_batch", "rows a batch"))
-    known = [f"{receipt[key]} {label}" for key, label in limits if receipt.get(key) is not None]
+    known = [f"{label} {receipt[key]}" for key, label in limits if receipt.get(key) is not None]
     if known:
         lines.append(_row("replica", ", ".join(known)))
     return lines
