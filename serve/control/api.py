@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ from serve.core.home import Home
 from serve.core.ids import RequestIds, check_name
 from serve.core.metrics import Metrics
 from serve.core.spec import json_schema
+
+log = logging.getLogger(__name__)
 
 DEPLOY_WAIT_S = 3600.0
 """Longest publish where the caller does not say `wait`."""
@@ -224,6 +227,9 @@ async def _publish(publication: Publication, wait_s: float, lines: Lines) -> Non
     except TimeoutError:
         late = PublishError(f"not published within {wait_s:g} s; allow more time with --wait, or see `serve logs`")
         lines.put({"event": "failed"} | late.body())
+    except Exception:
+        log.exception("a publish failed inside the platform")
+        lines.put({"event": "failed"} | ServeError("internal error: the platform's log tells more").body())
 
 
 async def _read_logs(reader: LogReader, count: int, follows: bool, lines: Lines) -> None:

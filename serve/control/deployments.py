@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from serve.control.ports import Pin, Router, Scaler, Store
 from serve.control.registry import Deployment, Registry, StoredRevision, Weights
-from serve.core.errors import Conflict, NotFound, ServeError, UnknownVersion
+from serve.core.errors import Conflict, Draining, NotFound, ServeError, UnknownVersion
 from serve.core.ids import RevisionKey
 from serve.core.lifecycle import Lifecycle
 from serve.core.revision import Route, State
@@ -30,6 +30,7 @@ class Deployments:
         self.router = router
         self._lifecycle = lifecycle
         self._claims: dict[str, str] = {}
+        self._is_closing = False
         self._pins: dict[RevisionKey, Pin] = {}
 
     def restore(self) -> None:
@@ -44,7 +45,9 @@ class Deployments:
 
     @contextmanager
     def claim(self, name: str, doing: str) -> Iterator[None]:
-        """Hold the right to change the deployment `name`. Raise Conflict while somebody else has it."""
+        """Hold the right to change the deployment `name`. Raise Conflict while somebody else has it, or Draining."""
+        if self._is_closing:
+            raise Draining("the platform is shutting down; try again when it is up", retry_after_s=5.0)
         if name in self._claims:
             raise Conflict(f"'{name}' is being {self._claims[name]}; try again when that is done")
         self._claims[name] = doing
@@ -52,6 +55,10 @@ class Deployments:
             yield
         finally:
             del self._claims[name]
+
+    def close(self) -> None:
+        """Let nobody begin a change any more."""
+        self._is_closing = True
 
     @property
     def claims(self) -> dict[str, str]:

@@ -54,7 +54,7 @@ class Site:
     body_limit_bytes: int
     prices: Callable[[], Prices]
     """The prices in force now."""
-    endpoint_base: Callable[[], str]
+    endpoint_base: str
     """URL of the data plane, without a slash at the end."""
 
 
@@ -181,7 +181,7 @@ class Publisher:
 
     async def _commit(self, attempt: _Attempt, trial: Trial, keep: Callable[[], None]) -> dict[str, Any]:
         revision = trial.revision
-        endpoint = f"{self._site.endpoint_base()}/v2/models/{revision.key.name}/infer"
+        endpoint = f"{self._site.endpoint_base}/v2/models/{revision.key.name}/infer"
         body = trial.body or _example(revision)
         curl = "" if body is None else await sample_file.curl(self._site.home, revision.key.name, endpoint, body)
         printed = receipt.receipt(revision, attempt.size_bytes, endpoint, trial.measured, self._site.prices(), curl)

@@ -76,7 +76,9 @@ def curl_command(endpoint: str, body: bytes, json_length: int, file: str | None)
     content = "application/octet-stream" if binary else "application/json"
     words = ["curl", "-s", endpoint, "-H", f"content-type: {content}"]
     if binary:
-        words += ["-H", f"inference-header-content-length: {json_length}", "--output", "-"]
+        words += ["-H", f"inference-header-content-length: {json_length}"]
+    if b'"binary_data_output":true' in body:
+        words += ["--output", "-"]  # else curl refuses to show it
     words += ["--data-binary", f"@{file}" if file is not None else body.decode()]
     return shlex.join(words)
 

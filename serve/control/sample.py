@@ -54,6 +54,8 @@ class Sample:
     """A request of zeros (empty strings for BYTES). Every shape is concrete."""
 
     inputs: tuple[TensorSpec, ...]
+    wants_binary_outputs: bool = False
+    """Some output has no JSON form."""
 
     @property
     def elements(self) -> int:
@@ -77,7 +79,10 @@ class Sample:
             _head(tensor) | {"data": [_JSON_ZERO.get(tensor.datatype, 0)] * math.prod(tensor.shape)}
             for tensor in self.inputs
         ]
-        return Body(orjson.dumps({"inputs": inputs}), NO_JSON_LENGTH)
+        request: dict[str, Any] = {"inputs": inputs}
+        if self.wants_binary_outputs:
+            request["parameters"] = {"binary_data_output": True}
+        return Body(orjson.dumps(request), NO_JSON_LENGTH)
 
     def binary_body(self) -> Body:
         sizes = [math.prod(tensor.shape) * _BYTES_PER_ELEMENT[tensor.datatype] for tensor in self.inputs]
@@ -85,7 +90,6 @@ class Sample:
             _head(tensor) | {"parameters": {"binary_data_size": size}}
             for tensor, size in zip(self.inputs, sizes, strict=True)
         ]
-        # All outputs in binary too: some have no JSON form.
         head = orjson.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}})
         return Body(head + bytes(sum(sizes)), len(head))
 
@@ -94,9 +98,11 @@ def candidates(signature: Signature, limit_bytes: int) -> list[Sample]:
     """Return the samples to try, smallest first; none where a datatype is unknown or the smallest is too large."""
     if any(tensor.datatype not in _BYTES_PER_ELEMENT for tensor in signature.inputs):
         return []
+    wants_binary_outputs = any(tensor.datatype in _BINARY_ONLY for tensor in signature.outputs)
     tried: dict[Sample, None] = {}
     for size in SIZES:
-        sample = Sample(tuple(_concrete(tensor, size, signature.batchable) for tensor in signature.inputs))
+        inputs = tuple(_concrete(tensor, size, signature.batchable) for tensor in signature.inputs)
+        sample = Sample(inputs, wants_binary_outputs)
         if sample.size_bytes > limit_bytes:
             break
         tried[sample] = None  # without unknown dimensions all sizes give the same sample
