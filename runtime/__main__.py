@@ -4,7 +4,8 @@
 
 The port is written to the announce descriptor (one decimal line). The first connection whose first frame is a HELLO
 with the token becomes the replica's only one; everything else is closed and the replica keeps waiting. Little is
-imported until then, so that the caller can connect while libraries load.
+imported until then, so that the caller can connect while libraries load. SIGTERM drains it: what came is answered;
+before the model is loaded it just leaves.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             return EXIT_NOBODY_CAME
     from runtime import worker
 
-    return worker.run(connection, started_ns=options.ordered_ns or started_ns)
+    return worker.run(connection, started_ns=options.ordered_ns or started_ns, drain_signal=signal.SIGTERM)
 
 
 def listen(address: str) -> socket.socket:

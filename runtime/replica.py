@@ -9,6 +9,7 @@ the other side always knows what is inside, and the shares of all answers sum to
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import struct
@@ -61,6 +62,8 @@ class Replica:
         self._incomplete: dict[int, bytearray] = {}
         """Requests by stream whose bodies are still coming: not inside yet."""
         self._is_draining = False
+        self._is_ordered_out = False
+        """The read half of the socket was shut on our side."""
         self._answered = 0
         self._executions = 0
         self._outgoing: list[bytes | memoryview] = []
@@ -78,7 +81,7 @@ class Replica:
             if self._waiting:
                 self._run_next()
             if self._waiting:
-                frames = reader.read(wait=False)
+                frames = self._read(reader, wait=False)
                 continue
             self._flush()
             if self._is_draining and not self._incomplete:
@@ -86,8 +89,22 @@ class Replica:
                 return 0
             if self._answered != self._stats_answered and time.monotonic_ns() >= self._stats_due_ns:
                 self._send_stats()
-            frames = reader.read(wait=True)
+            frames = self._read(reader, wait=True)
         return 0
+
+    def drain(self) -> None:
+        """Answer what came, send `Drained` and leave. For a signal handler: a blocked read ends at once."""
+        self._is_ordered_out = self._is_draining = True
+        with contextlib.suppress(OSError):  # closed by the other side already
+            self._sock.shutdown(socket.SHUT_RD)
+
+    def _read(self, reader: FrameReader, wait: bool) -> list[RawFrame] | None:
+        """As `FrameReader.read`, but an end of the stream that `drain` made is no reason to drop what came."""
+        frames = reader.read(wait)
+        if frames is None and self._is_ordered_out:
+            self._incomplete.clear()
+            return []
+        return frames
 
     # In --------------------------------------------------------------------------------------------------------------
 

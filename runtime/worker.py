@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import signal
 import socket
 import time
 
@@ -28,10 +29,17 @@ from serve.core.frames import FrameError, Kind, pack
 log = logging.getLogger(__name__)
 
 
-def run(sock: socket.socket, order: LoadOrder | None = None, *, started_ns: int | None = None) -> int:
+def run(
+    sock: socket.socket,
+    order: LoadOrder | None = None,
+    *,
+    started_ns: int | None = None,
+    drain_signal: int | None = None,
+) -> int:
     """Be a replica on a connected, blocking stream socket until drained or left. Return the exit code.
 
     Without `order` the first frame must be LOAD. `started_ns`: monotonic time at which this replica was ordered.
+    `drain_signal`: a signal that means the same as a DRAIN frame, once the model is loaded.
     Exit code 0: drained, or the other side closed the socket. 1: the model cannot be loaded (a `Failed` event says
     why), or the other side broke the protocol.
     """
@@ -46,7 +54,10 @@ def run(sock: socket.socket, order: LoadOrder | None = None, *, started_ns: int 
                 return 0
         engine, loaded = _load(sock, order, entered_ns if started_ns is None else started_ns)
         try:
-            return Replica(sock, order, engine, loaded).serve(reader, early)
+            replica = Replica(sock, order, engine, loaded)
+            if drain_signal is not None:
+                signal.signal(drain_signal, lambda *_: replica.drain())
+            return replica.serve(reader, early)
         finally:
             engine.close()
     except EngineError as error:

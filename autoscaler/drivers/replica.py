@@ -173,7 +173,7 @@ class ReplicaLife:
         if self._failed is not None:
             return ExitReason.LOAD_FAILED
         if status.code == 0:
-            # Without an order it left because its socket was closed: that is how the platform lets go of a replica.
+            # Without an order: its socket was closed, which is how the platform lets go of a replica, or SIGTERM.
             return ExitReason.DRAINED if self._is_draining else ExitReason.STOPPED
         if status.signal == signal.SIGKILL and self._replicas.oom_kills.take():
             return ExitReason.OUT_OF_MEMORY
@@ -185,7 +185,7 @@ class ReplicaLife:
         if reason is ExitReason.LOAD_FAILED and self._failed is not None:
             return self._failed.message
         if reason is ExitReason.STOPPED and status.code == 0:
-            return f"{self.id} exited because its connection was closed"
+            return f"{self.id} exited by itself: its connection was closed, or somebody told it to finish"
         if reason is ExitReason.OUT_OF_MEMORY:
             return f"{self.id} was killed by the kernel because memory ran out: lower max_batch or give it more memory"
         if self._kill_reason is not None and reason is not ExitReason.CRASHED:

@@ -15,8 +15,18 @@ from pathlib import Path
 import pytest
 
 from runtime import __main__ as entry
-from serve.core.events import LoadOrder, PhaseDone, Ready, decode_event, encode_load
-from serve.core.frames import HEADER, FrameParser, Kind, pack
+from serve.core.events import Drained, LoadOrder, PhaseDone, Ready, Stats, decode_event, encode_load
+from serve.core.frames import (
+    HEADER,
+    NO_JSON_LENGTH,
+    Codec,
+    FrameParser,
+    Kind,
+    RequestHead,
+    pack,
+    pack_request,
+    unpack_response,
+)
 
 TOKEN = b"a token of this test"
 HELLO = pack(Kind.HELLO, payload=TOKEN)
@@ -60,10 +70,21 @@ def is_dismissed(connection: socket.socket) -> bool:
         return True
 
 
-def load_until_ready(connection: socket.socket, folder: Path) -> None:
+def request(stream: int) -> bytes:
+    body = json.dumps({"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}).encode()
+    return pack_request(stream, RequestHead(Codec.OIP, "test-1", NO_JSON_LENGTH, 0), body)
+
+
+def is_idle(connection: socket.socket) -> bool:
+    """Read on; return True with the `Stats` that a replica sends when it has become idle."""
+    frames = FrameParser().feed(connection.recv(10_000))
+    return any(frame.kind == Kind.EVENT and isinstance(decode_event(frame.payload), Stats) for frame in frames)
+
+
+def load_until_ready(connection: socket.socket, folder: Path, *, max_batch_rows: int = 32, **script: object) -> None:
     """Send the order to load a scripted model, and read on until the replica is ready."""
-    (folder / "model.json").write_text(json.dumps({}))
-    order = LoadOrder("echo-r1-aaaaaaaa", "echo", 1, str(folder), "model.json", "scripted")
+    (folder / "model.json").write_text(json.dumps(script))
+    order = LoadOrder("echo-r1-aaaaaaaa", "echo", 1, str(folder), "model.json", "scripted", 1, max_batch_rows)
     connection.sendall(pack(Kind.LOAD, payload=encode_load(order)))
     parser = FrameParser()
     while True:
@@ -137,6 +158,42 @@ def test_an_empty_token_is_refused(tmp_path: Path) -> None:
 
 def test_sigterm_before_anything_is_loaded_ends_it_with_0(waiting: Waiting) -> None:
     waiting.process.send_signal(signal.SIGTERM)
+    assert waiting.process.wait(10) == 0
+
+
+def test_sigterm_drains_what_came_is_answered_and_drained_is_said(waiting: Waiting, tmp_path: Path) -> None:
+    with waiting.connect() as platform:
+        platform.sendall(HELLO)
+        load_until_ready(platform, tmp_path, run_s=0.2, max_batch_rows=1)
+        body = json.dumps(
+            {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
+        ).encode()
+        head = RequestHead(Codec.OIP, "test-1", NO_JSON_LENGTH, 0)
+        platform.sendall(b"".join(pack_request(stream, head, body) for stream in (1, 2, 3)))
+        parser, kinds = FrameParser(), []
+        while data := platform.recv(10_000):
+            for frame in parser.feed(data):
+                if frame.kind == Kind.RESPONSE:
+                    kinds.append(unpack_response(frame)[0].status)
+                elif isinstance(event := decode_event(frame.payload), Drained):
+                    kinds.append(Drained)
+            if len(kinds) == 1:
+                waiting.process.send_signal(signal.SIGTERM)
+        assert kinds == [200, 200, 200, Drained]
+    assert waiting.process.wait(10) == 0
+
+
+def test_sigterm_ends_an_idle_replica(waiting: Waiting, tmp_path: Path) -> None:
+    with waiting.connect() as platform:
+        platform.sendall(HELLO)
+        load_until_ready(platform, tmp_path)
+        platform.sendall(request(1))
+        while not is_idle(platform):
+            pass
+        waiting.process.send_signal(signal.SIGTERM)
+        (frame,) = FrameParser().feed(platform.recv(10_000))
+        assert isinstance(decode_event(frame.payload), Drained)
+        assert platform.recv(1) == b""
     assert waiting.process.wait(10) == 0
 
 
