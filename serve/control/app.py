@@ -14,11 +14,13 @@ from serve.control.deployments import Deployments
 from serve.control.ports import Books, Router, Scaler
 from serve.control.publish import Publisher, Site
 from serve.control.registry import Registry
+from serve.control.views import count_states
 from serve.core.clock import Clock
 from serve.core.home import Home
 from serve.core.ids import RequestIds, RevisionKey, new_writer_id
 from serve.core.lifecycle import Lifecycle
 from serve.core.metrics import Metrics
+from serve.core.revision import State
 
 _REMOTE = {scheme: source for scheme, source in SOURCES.items() if scheme not in {"", "file"}}
 """Where the platform itself may fetch models: never a path of its own machine."""
@@ -62,6 +64,7 @@ class ControlPlane:
             prices=lambda: around.prices().at(around.clock.wall_ns()),
             endpoint_base=around.data_url,
         )
+        self._metrics = around.metrics
         self._publisher = Publisher(
             self.deployments, lambda url, progress: fetch(url, around.store, progress, _REMOTE), site
         )
@@ -90,6 +93,12 @@ class ControlPlane:
     def memory_learned(self, key: RevisionKey, size_bytes: int) -> None:
         """Is the autoscaler's `on_memory_learned`."""
         self._publisher.memory_learned(key, size_bytes)
+
+    def measure(self) -> None:
+        """Set the gauge of deployments by state: called when somebody reads the metrics."""
+        counts = count_states(self.deployments)
+        for state in State:
+            self._metrics.deployments.labels(state.value).set(counts[state])
 
     def close(self) -> None:
         """Refuse changes from now on: the platform is shutting down."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.routing import Route
+
+from serve.core.version import version
 
 _PARAMETER = re.compile(r"{(\w+)(?::\w+)?}")
 _REF = "#/components/schemas/{model}"
@@ -61,7 +62,7 @@ def openapi(routes: Iterable[ApiRoute]) -> dict[str, Any]:
         paths.setdefault(path, {})[route.method.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "ServeZero control API", "version": version("servezero")},
+        "info": {"title": "ServeZero control API", "version": version()},
         "security": [{"token": []}],
         "paths": paths,
         "components": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
@@ -84,6 +85,11 @@ def decisions(deployments: Deployments, name: str) -> dict[str, Any]:
         for decision in deployments.scaler.decisions(name)
     ]
     return {"decisions": lines}
+
+
+def count_states(deployments: Deployments) -> Counter[State]:
+    """Return how many deployments are in each state."""
+    return Counter(_state(deployments, item.current) for item in deployments.registry.deployments.values())
 
 
 def timestamp(wall_ns: int) -> str:

@@ -118,6 +118,17 @@ async def test_calls_are_counted_by_status_class(api: Served) -> None:
     assert 'serve_control_requests_total{status="4xx"} 1.0' in text
 
 
+async def test_deployments_are_counted_by_state(api: Served) -> None:
+    await api.deploy()
+    await api.deploy(name="other")
+    await api.platform.scaler.remove(RevisionKey("other", 1))
+    api.platform.plane.measure()
+    text = api.platform.metrics.exposition(0).decode()
+    assert 'serve_deployments{state="ready"} 1.0' in text
+    assert 'serve_deployments{state="cold"} 1.0' in text
+    assert 'serve_deployments{state="failed"} 0.0' in text
+
+
 # Routing and errors --------------------------------------------------------------------------------------------------
 
 
