@@ -11,7 +11,7 @@ from activator.connection import ReplicaConnection
 from billing import records
 from billing.attribute import LifeAccount
 from billing.journal import Journal, JournalError
-from billing.prices import PriceBook, Prices
+from billing.prices import COST_DENOMINATOR, PriceBook, Prices, round_half_even
 from serve.core.clock import NS_PER_US, Clock
 from serve.core.errors import ServeError, StorageFull
 from serve.core.frames import ResponseHead, Usage
@@ -28,13 +28,22 @@ STATUS_CLIENT_LEFT = 499
 class _Account:
     """One replica's life on the books."""
 
-    __slots__ = ("life", "lines", "meter", "oldest_inside_ns")
+    __slots__ = ("_cost_per_us", "_priced_by", "life", "lines", "meter", "oldest_inside_ns")
 
     def __init__(self, life: records.Life, origin: records.Origin, oldest_inside_ns: Callable[[], int | None]) -> None:
         self.life = life
         self.lines = records.RequestLines(life, origin)
         self.meter = LifeAccount(life.assigned_mono_ns)
         self.oldest_inside_ns = oldest_inside_ns
+        self._priced_by: Prices | None = None
+        self._cost_per_us = 0
+
+    def cost_per_us(self, prices: Prices) -> int:
+        """Return what a microsecond of this replica costs, cores and memory, over `COST_DENOMINATOR`."""
+        if prices is not self._priced_by:
+            self._priced_by = prices
+            self._cost_per_us = prices.cost_numerator(self.life.cores, self.life.memory_mib)
+        return self._cost_per_us
 
 
 class Accounts:
@@ -59,6 +68,7 @@ class Accounts:
         self._retry_timer: asyncio.TimerHandle | None = None
         self._on_written: list[Callable[[], None]] = []
         self._prices: tuple[Prices, str] = (prices.entries[0], prices.entries[0].version)
+        self._prices_from_ns = self._prices_until_ns = 0
         for entry in prices.entries:
             journal.append(records.price(entry, journal.origin, mono_ns=clock.monotonic_ns(), wall_ns=clock.wall_ns()))
         self._flush()
@@ -135,17 +145,20 @@ class Accounts:
         """Put one answer on the books; `release` writes it and lets it go."""
         account = self._accounts[replica.id]
         share = account.meter.answered(usage)
-        prices, version = self._current_prices()
+        wall_ns = self._clock.wall_ns()
+        prices, version = self._prices_at(wall_ns)
         status = STATUS_CLIENT_LEFT if call.is_left else head.status
         charged, reason = _charged(call, status)
-        cost_nano = prices.request_cost_nano(
-            account.life.cores, account.life.memory_mib, share.busy_us + share.cold_us, charged
-        )
+        cost_nano = 0
+        if charged:
+            cost_nano = round_half_even(
+                account.cost_per_us(prices) * (share.busy_us + share.cold_us) + prices.request_nano * COST_DENOMINATOR
+            )
         self._journal.append(
             account.lines.line(
                 id=call.request_id,
                 mono_ns=now_ns,
-                wall_ns=self._clock.wall_ns(),
+                wall_ns=wall_ns,
                 status=status,
                 charged=charged,
                 reason=reason,
@@ -188,7 +201,7 @@ class Accounts:
                 bytes_in=len(call.body),
                 bytes_out=0,
                 cold=call.is_cold,
-                price=self._current_prices()[1],
+                price=self._prices_at(self._clock.wall_ns())[1],
                 client_id=call.client_id or None,
                 trace_id=call.trace_id or None,
             )
@@ -232,10 +245,14 @@ class Accounts:
             self._checkpoint(account)
         self._journal.close()
 
-    def _current_prices(self) -> tuple[Prices, str]:
-        prices = self._book.at(self._clock.wall_ns())
-        if prices is not self._prices[0]:
+    def _prices_at(self, wall_ns: int) -> tuple[Prices, str]:
+        """Return the prices in force and their version."""
+        if not self._prices_from_ns <= wall_ns < self._prices_until_ns:
+            prices = self._book.at(wall_ns)
+            changes_ns = [0, *self._book.changes_ns(), 1 << 63]
             self._prices = (prices, prices.version)
+            self._prices_from_ns = max(change for change in changes_ns if change <= wall_ns)
+            self._prices_until_ns = min(change for change in changes_ns if change > wall_ns)
         return self._prices
 
     def _checkpoint_all(self) -> None:

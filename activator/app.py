@@ -18,7 +18,7 @@ from activator.connection import ReplicaConnection
 from activator.gate import Gate
 from activator.head import Head, answer_headers, error_headers
 from activator.hot import HotDoor
-from activator.infer import Awaited, ClientLeft, infer
+from activator.infer import AwaitedCall, ClientLeft, infer
 from activator.pick import choose
 from activator.server import CYCLE, respond
 from serve.core.clock import NS_PER_S, Clock
@@ -64,8 +64,8 @@ class Activator:
         self._body_limit_bytes = body_limit_bytes
         self._gates: dict[RevisionKey, Gate] = {}
         self._connections: dict[ReplicaId, ReplicaConnection] = {}
-        self._hot_urls: dict[bytes, Route] = {}
-        self._seconds = {cold: metrics.request_seconds.labels(str(int(cold))) for cold in (False, True)}
+        self._hot_urls: dict[bytes, tuple[Route, Gate | None]] = {}
+        """By exact URL; the gate where only one revision takes calls."""
         self.hot_path = HotDoor(self, ids, clock, body_limit_bytes)
 
     # What the control plane says ------------------------------------------------------------------------------------
@@ -87,7 +87,8 @@ class Activator:
     def route(self, route: Route) -> None:
         """Send the deployment's calls where `route` says, from now on."""
         self.routes[route.name] = route
-        self._hot_urls[f"/v2/models/{route.name}/infer".encode()] = route
+        only = self._gates[RevisionKey(route.name, route.weights[0][0])] if len(route.weights) == 1 else None
+        self._hot_urls[f"/v2/models/{route.name}/infer".encode()] = (route, only)
 
     def unroute(self, name: str) -> None:
         """The deployment is gone: new calls get 404."""
@@ -109,8 +110,7 @@ class Activator:
         gate = self._gates[key]
         now_ns = self._clock.monotonic_ns()
         deadline_ns = now_ns + int(timeout_s * NS_PER_S)
-        end = Awaited()
-        call = Call(self._ids.next(), key, body, Codec.OIP, json_length, now_ns, deadline_ns, deadline_ns, end.done)
+        call = AwaitedCall(self._ids.next(), key, body, Codec.OIP, json_length, now_ns, deadline_ns, deadline_ns)
         call.is_probe = True
         await gate.reserve(len(body), deadline_ns)
         try:
@@ -118,7 +118,7 @@ class Activator:
         except ServeError:
             gate.unreserve(len(body))
             raise
-        reply = await end.reply(call)
+        reply = await call.reply()
         total_ns = self._clock.monotonic_ns() - now_ns
         return ProbeResult(reply.head.status, bytes(reply.body), reply.usage.infer_ns, total_ns, reply.usage.rows)
 
@@ -182,16 +182,19 @@ class Activator:
 
     def hot_gate(self, url: bytes) -> Gate | None:
         """Return the gate for the exact URL of a deployment's infer path; None sends the request through ASGI."""
-        route = self._hot_urls.get(url)
-        if route is None or self.is_draining or not route.weights or self._accounts.is_blocked:
+        known = self._hot_urls.get(url)
+        if known is None or self.is_draining or self._accounts.is_blocked:
             return None
+        route, only = known
+        if only is not None or not route.weights:
+            return only
         return self._gates[RevisionKey(route.name, choose(route.weights))]
 
     def count(self, gate: Gate, call: Call, status: int) -> None:
         """Count an answer a replica gave."""
         now_ns = self._clock.monotonic_ns()
         self._metrics.answered(gate.key.name, status, now_ns)
-        self._seconds[call.is_cold].observe((now_ns - call.received_ns) / NS_PER_S)
+        self._metrics.request_seconds.observe(call.is_cold, (now_ns - call.received_ns) / NS_PER_S)
 
     def count_refusal(self, error: ServeError) -> None:
         self._metrics.refusals.labels(error.code).inc()

@@ -25,8 +25,8 @@ class Reply(NamedTuple):
 class Call:
     """Moves pending → dispatched → answered | refused | left, once. Owned by the event loop; changed by its gate.
 
-    `on_done` hears the end exactly once: a `Reply`, a `ServeError`, or None where the caller left. What a caller
-    leaves behind is finished by the gate: nobody waits for it.
+    A subclass's `ended` hears the end exactly once. What a caller leaves behind is finished by the gate: nobody
+    waits for it.
     """
 
     __slots__ = (
@@ -41,7 +41,6 @@ class Call:
         "is_probe",
         "json_length",
         "key",
-        "on_done",
         "on_leave",
         "phases",
         "received_ns",
@@ -61,7 +60,6 @@ class Call:
         received_ns: int,
         deadline_ns: int,
         wait_until_ns: int,
-        on_done: Callable[[Call, Outcome], None],
     ) -> None:
         self.request_id = request_id
         self.key = key
@@ -74,7 +72,6 @@ class Call:
         """When the caller gets an error at the latest."""
         self.wait_until_ns = wait_until_ns
         """How long it may wait for a replica: the deadline, or earlier where the caller said `Prefer: wait`."""
-        self.on_done = on_done
         self.dispatched_ns = 0
         self.tries = 0
         """Replicas that died with this call inside."""
@@ -105,7 +102,11 @@ class Call:
         """Tell the caller how it ended; only the first outcome counts."""
         if not self.is_done:
             self.is_done = True
-            self.on_done(self, outcome)
+            self.ended(outcome)
+
+    def ended(self, outcome: Outcome) -> None:
+        """Take the end: a `Reply`, a `ServeError`, or None where the caller left."""
+        raise NotImplementedError
 
 
 Outcome = Reply | ServeError | None

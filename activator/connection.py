@@ -24,6 +24,8 @@ from serve.core.scaling import DemandListener, ReplicaInfo
 
 log = logging.getLogger(__name__)
 
+_RESPONSE, _EVENT = int(Kind.RESPONSE), int(Kind.EVENT)
+
 Answered = tuple[Call, ResponseHead, Usage, memoryview]
 
 
@@ -119,7 +121,7 @@ class ReplicaConnection:
     def frames_received(self, frames: list[Frame]) -> None:
         answers: list[Answered] = []
         for frame in frames:
-            if frame.kind == Kind.RESPONSE:
+            if frame.kind == _RESPONSE:
                 try:
                     head, usage, body = unpack_response(frame)
                 except FrameError:
@@ -131,7 +133,7 @@ class ReplicaConnection:
                 if not call.is_left:
                     self.in_flight -= 1
                 answers.append((call, head, usage, body))
-            elif frame.kind == Kind.EVENT:
+            elif frame.kind == _EVENT:
                 self._event(frame.payload)
             else:
                 self._protocol_error(f"frame kind {frame.kind}")

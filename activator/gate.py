@@ -93,6 +93,7 @@ class Gate:
         self.concurrency = self.revision.concurrency
         self._queue_limit = spec.queue
         self._queue_bytes = int(spec.queue_bytes)
+        self.timeout_ns = int(spec.timeout * NS_PER_S)
         self._execution_timeout_ns = int(spec.execution_timeout * NS_PER_S)
 
     # Admission ------------------------------------------------------------------------------------------------------

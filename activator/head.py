@@ -6,11 +6,14 @@ import secrets
 from collections.abc import Callable
 
 from activator.calls import Call, Reply
-from serve.core.clock import NS_PER_MS
+from serve.core.clock import NS_PER_MS, NS_PER_S
 from serve.core.errors import BadRequest, ServeError, Unsupported
 from serve.core.frames import NO_JSON_LENGTH, Codec, Content
 from serve.core.ids import RequestId
 
+_OIP_BINARY = int(Content.OIP_BINARY)
+_OIP, _OIP_RAW = int(Codec.OIP), int(Codec.OIP_RAW)
+"""Plain integers: an enum's attribute costs more than all else that is done with it here."""
 _NANO = 1_000_000_000
 _CONTENT_TYPES = {
     int(Content.JSON): b"application/json",
@@ -34,23 +37,28 @@ class Head:
         self.trace_id = ""
         self.client_id = ""
         for name, value in headers:
-            parse = _HEADERS.get(name)
-            if parse is not None:
-                parse(self, value)
+            if name in _HEADERS:
+                _HEADERS[name](self, value)
 
     def codec(self, body_bytes: int) -> tuple[int, int]:
         """Return codec and length of the JSON part of a body of `body_bytes`. Raise BadRequest where it is longer."""
         json_length = self.json_length
         if json_length is None:
-            return Codec.OIP, NO_JSON_LENGTH
+            return _OIP, NO_JSON_LENGTH
         if json_length == 0:
-            return Codec.OIP_RAW, NO_JSON_LENGTH
+            return _OIP_RAW, NO_JSON_LENGTH
         if json_length > body_bytes:
             raise BadRequest(
                 f"inference header size should be in range (0, {body_bytes}): Inference-Header-Content-Length says "
                 f"{json_length}, the body has {body_bytes} bytes"
             )
-        return Codec.OIP, json_length
+        return _OIP, json_length
+
+    def wait_until_ns(self, received_ns: int, deadline_ns: int) -> int:
+        """Return until when the request may wait for a replica: `Prefer: wait=N` bounds it further."""
+        if self.wait_s is None:
+            return deadline_ns
+        return min(deadline_ns, received_ns + int(self.wait_s * NS_PER_S))
 
 
 def _content_length(head: Head, value: bytes) -> None:
@@ -124,7 +132,7 @@ def answer_headers(head: Head, call: Call, reply: Reply) -> bytes:
             _server_timing(call, reply),
         )
     )
-    if reply.head.content == Content.OIP_BINARY:
+    if reply.head.content == _OIP_BINARY:
         lines += b"inference-header-content-length: %d\r\n" % reply.head.json_length
     if head.traceparent:
         lines += b"traceparent: %b\r\n" % child_traceparent(head.traceparent)

@@ -14,7 +14,6 @@ import orjson
 from activator.calls import Call, Outcome
 from activator.gate import Gate
 from activator.head import Head, answer_headers, error_headers
-from activator.infer import make_call
 from activator.server import FrontDoorProtocol, HotRequest, write_answer
 from serve.core.clock import Clock
 from serve.core.errors import ServeError
@@ -56,25 +55,16 @@ class HotDoor:
         size = head.content_length
         if size is None or size > self._body_bytes or head.expects_continue or not gate.try_reserve(size):
             return None
-        return _Request(self._app, connection, gate, head, size, self._ids.next(), received_ns)
+        return _HotCall(self._app, connection, gate, head, size, self._ids.next(), received_ns)
 
 
-class _Request:
-    """One hot request on one connection."""
+class _HotCall(Call):
+    """A request on the hot path and its connection. A `server.HotRequest`.
 
-    __slots__ = (
-        "_app",
-        "_body",
-        "_call",
-        "_connection",
-        "_gate",
-        "_head",
-        "_received_ns",
-        "_request_id",
-        "_size",
-        "keep_alive",
-        "response_complete",
-    )
+    It is a call from its head on, but the gate sees it only when its body is complete.
+    """
+
+    __slots__ = ("_app", "_connection", "_gate", "_head", "_size", "keep_alive", "response_complete")
 
     def __init__(
         self,
@@ -86,53 +76,51 @@ class _Request:
         request_id: RequestId,
         received_ns: int,
     ) -> None:
+        deadline_ns = received_ns + gate.timeout_ns
+        wait_until_ns = deadline_ns if head.wait_s is None else head.wait_until_ns(received_ns, deadline_ns)
+        super().__init__(request_id, gate.key, b"", 0, 0, received_ns, deadline_ns, wait_until_ns)
         self._app = app
         self._connection = connection
         self._gate = gate
         self._head = head
         self._size = size
-        self._request_id = request_id
-        self._received_ns = received_ns
-        self._body = b""
-        self._call: Call | None = None
+        """Bytes reserved at the gate."""
         self.response_complete = False
         self.keep_alive = connection.parser.should_keep_alive()
         """uvicorn's server sets it False when it shuts down."""
 
     def body_received(self, part: bytes) -> None:
-        self._body = self._body + part if self._body else part
+        self.body = self.body + part if self.body else part
 
     def complete(self) -> None:
+        head = self._head
+        self.client_id = head.client_id
+        self.trace_id = head.trace_id
         try:
-            call = make_call(self._request_id, self._gate, self._head, self._body, self._received_ns, self._done)
-            self._call = call
-            self._gate.submit(call)
+            self.codec, self.json_length = head.codec(len(self.body))
+            self._gate.submit(self)
         except ServeError as error:
             self._gate.unreserve(self._size)
-            self._refuse(error)
+            self.refuse(error)
 
     def client_left(self) -> None:
-        if self._call is None:
+        if self.on_leave is None:
             self._gate.unreserve(self._size)
         else:
-            self._call.leave()
+            self.leave()
 
-    def _done(self, call: Call, outcome: Outcome) -> None:
+    def ended(self, outcome: Outcome) -> None:
         if outcome is None:
             return
         if isinstance(outcome, ServeError):
-            self._refuse(outcome)
-            return
-        status = outcome.head.status
-        self._write(status, answer_headers(self._head, call, outcome), outcome.body)
-        self._app.count(self._gate, call, status)
-
-    def _refuse(self, error: ServeError) -> None:
-        self._app.count_refusal(error)
-        self._write(error.status, error_headers(error, self._request_id), orjson.dumps(error.body(self._request_id)))
-
-    def _write(self, status: int, headers: bytes, body: bytes | memoryview) -> None:
-        connection = self._connection
+            self._app.count_refusal(outcome)
+            headers, status = error_headers(outcome, self.request_id), outcome.status
+            body: bytes | memoryview = orjson.dumps(outcome.body(self.request_id))
+        else:
+            headers, status = answer_headers(self._head, self, outcome), outcome.head.status
+            body = outcome.body
+            self._app.count(self._gate, self, status)
         self.response_complete = True
+        connection = self._connection
         write_answer(connection.transport, status, headers, body, content_length=len(body), keep_alive=self.keep_alive)
         connection.on_response_complete()

@@ -24,48 +24,31 @@ class ClientLeft(Exception):
     """The client closed its connection before the answer; there is nobody to tell."""
 
 
-class Awaited:
-    """Lets a coroutine wait for the end of a call. The call goes on without it if the coroutine is cancelled."""
+class AwaitedCall(Call):
+    """A call whose end a coroutine waits for. The call goes on without it if the coroutine is cancelled."""
 
-    def __init__(self) -> None:
+    __slots__ = ("_end",)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._end: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
-    def done(self, _call: Call, outcome: Outcome) -> None:
+    def ended(self, outcome: Outcome) -> None:
         if not self._end.done():
             self._end.set_result(outcome)
 
-    async def reply(self, call: Call) -> Reply:
+    async def reply(self) -> Reply:
         """Return the reply. Raise ServeError, or ClientLeft."""
         try:
             outcome = await self._end
         except asyncio.CancelledError:
-            call.leave()
+            self.leave()
             raise
         if outcome is None:
             raise ClientLeft
         if isinstance(outcome, ServeError):
             raise outcome
         return outcome
-
-
-def make_call(
-    request_id: RequestId,
-    gate: Gate,
-    head: Head,
-    body: bytes,
-    received_ns: int,
-    on_done: Callable[[Call, Outcome], None],
-) -> Call:
-    """Return the call of a whole request. Raise BadRequest where head and body contradict each other."""
-    timeout_s = gate.revision.spec.timeout
-    codec, json_length = head.codec(len(body))
-    deadline_ns = wait_until_ns = received_ns + int(timeout_s * NS_PER_S)
-    if head.wait_s is not None and head.wait_s < timeout_s:
-        wait_until_ns = received_ns + int(head.wait_s * NS_PER_S)
-    call = Call(request_id, gate.key, body, codec, json_length, received_ns, deadline_ns, wait_until_ns, on_done)
-    call.client_id = head.client_id
-    call.trace_id = head.trace_id
-    return call
 
 
 async def infer(
@@ -75,9 +58,12 @@ async def infer(
     gate.check_queue()
     deadline_ns = received_ns + int(gate.revision.spec.timeout * NS_PER_S)
     body = await receive_body(receive, head, gate, limit, deadline_ns)
-    awaited = Awaited()
     try:
-        call = make_call(request_id, gate, head, body, received_ns, awaited.done)
+        codec, json_length = head.codec(len(body))
+        wait_until_ns = head.wait_until_ns(received_ns, deadline_ns)
+        call = AwaitedCall(request_id, gate.key, body, codec, json_length, received_ns, deadline_ns, wait_until_ns)
+        call.client_id = head.client_id
+        call.trace_id = head.trace_id
         gate.submit(call)
     except BaseException:
         gate.unreserve(len(body))
@@ -85,7 +71,7 @@ async def infer(
     scope[ON_LEAVE] = call.leave
     if scope[CYCLE].disconnected:
         call.leave()
-    return call, await awaited.reply(call)
+    return call, await call.reply()
 
 
 async def receive_body(receive: Receive, head: Head, gate: Gate, limit_bytes: int, deadline_ns: int) -> bytes:

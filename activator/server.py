@@ -59,7 +59,14 @@ class FrontDoorProtocol(HttpToolsProtocol):
         self._active: RequestResponseCycle | HotRequest | None = None
         self._idle_since_s = 0.0
 
-    # Parser callbacks
+    # Parser callbacks: what uvicorn prepares for ASGI is prepared only for requests that go there.
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if self._hot_path is not None and (self.cycle is None or self.cycle.response_complete):
@@ -68,6 +75,12 @@ class FrontDoorProtocol(HttpToolsProtocol):
                 self._hot = self._active = hot
                 self.cycle = hot  # type: ignore[assignment]
                 return
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        self.url, self.headers[:] = url, headers
+        self.expect_100_continue = any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in headers
+        )
         super().on_headers_complete()
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         scope[CYCLE] = self.cycle

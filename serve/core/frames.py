@@ -54,6 +54,7 @@ class Kind(IntEnum):
 
 
 _KNOWN_KINDS = frozenset(int(kind) for kind in Kind)
+_REQUEST, _RESPONSE = int(Kind.REQUEST), int(Kind.RESPONSE)
 
 
 class Codec(IntEnum):
@@ -157,7 +158,7 @@ def pack_request(stream: int, head: RequestHead, body: bytes, flags: int = FLAG_
     request_id = head.request_id.encode("ascii")
     packed = _REQUEST_HEAD.pack(head.codec, 0, len(request_id), head.json_length, head.timeout_us)
     length = _REQUEST_HEAD.size + len(request_id) + len(body)
-    return b"".join((HEADER.pack(length, Kind.REQUEST, flags, 0, stream), packed, request_id, body))
+    return b"".join((HEADER.pack(length, _REQUEST, flags, 0, stream), packed, request_id, body))
 
 
 def unpack_request(payload: memoryview) -> tuple[RequestHead, memoryview]:
@@ -223,7 +224,7 @@ def pack_response(stream: int, head: ResponseHead, body: bytes, usage: Usage | N
         length, flags, packed_usage = len(packed) + len(body), 0, b""
     else:
         length, flags, packed_usage = len(packed) + _USAGE.size + len(body), FLAG_END, _USAGE.pack(*usage)
-    return b"".join((HEADER.pack(length, Kind.RESPONSE, flags, 0, stream), packed, packed_usage, body))
+    return b"".join((HEADER.pack(length, _RESPONSE, flags, 0, stream), packed, packed_usage, body))
 
 
 def unpack_response(frame: Frame) -> tuple[ResponseHead, Usage | None, memoryview]:
