@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 
-from runtime.engines.base import Engine, EngineError, Loaded, open_engine
+from runtime.engines.base import Engine, EngineError, Loaded, OutOfMemory, open_engine
 from runtime.memory import read_memory
 from runtime.replica import Replica
 from runtime.wire import FrameReader, RawFrame
@@ -66,7 +66,7 @@ def run(
         _send(sock, Failed(time.monotonic_ns(), EngineError.code, str(error)))
     except FrameError as error:
         log.error("the other side broke the protocol: %s", error)
-    except (BrokenPipeError, ConnectionResetError):
+    except (ConnectionError, TimeoutError):
         return 0  # as good as the end of the stream: nobody is there to hear an answer
     return 1
 
@@ -102,7 +102,9 @@ def _load(sock: socket.socket, order: LoadOrder, started_ns: int) -> tuple[Engin
         raise
     except MemoryError as error:
         log.exception("no memory to load %s", order.model_file)
-        raise EngineError(f"engine '{order.engine}' ran out of memory loading '{order.model_file}'") from error
+        raise OutOfMemory(
+            f"'{order.model_file}' does not fit into the memory of this machine; give the replica more, or a smaller model"
+        ) from error
     except Exception as error:
         log.exception("engine %s failed to load %s", order.engine, order.model_file)
         raise EngineError(f"engine '{order.engine}' failed to load '{order.model_file}': {error!r:.500}") from error

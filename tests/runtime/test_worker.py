@@ -77,6 +77,7 @@ def test_a_replica_without_a_model_can_be_drained(peer: Peer) -> None:
         ({"engine": "nope"}, "engine_missing", "unknown engine 'nope'; known are onnx, scripted"),
         ({"model_file": "missing.json"}, "model_invalid", "missing.json"),
         ({"script": {"load_error": {"code": "out_of_memory", "message": "too big"}}}, "out_of_memory", "too big"),
+        ({"script": {"memory_mib": 1 << 40}}, "out_of_memory", "does not fit into the memory"),
         ({"script": {"load_error": {}}}, "load_error", "engine 'scripted' failed to load 'model.json': KeyError"),
     ],
 )
