@@ -207,9 +207,6 @@ class Actuator:
             assigned_wall_ns=replica.ordered_wall_ns,
         )
         self._pool.replica_assigned(info)
-        if replica.stop_reason is not None:
-            self._driver.kill(replica.id, replica.stop_reason)
-            return
         self._move(fleet, replica, ReplicaState.STARTING)
 
     def _ready(self, fleet: Fleet, replica: Replica, ready: Ready) -> None:

@@ -76,8 +76,7 @@ class Admission:
         for fleet in list(self._actuator.fleets()):
             if fleet is wanting or fleet.is_held or fleet.removed is not None:
                 continue
-            if fleet.read(self._pool, now_ns, self.age).pending:
-                continue
+            fleet.read(self._pool, now_ns, self.age)  # its value depends on when it was last used
             spare = fleet.live - (fleet.settings.min if fleet.is_reachable else 0)
             for replica in fleet.idle(self._pool)[: max(0, spare)]:
                 yield IdleReplica(replica.id, fleet.key, replica.memory_bytes, fleet.value(replica))

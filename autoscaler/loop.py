@@ -89,7 +89,6 @@ class Autoscaler:
         fleet = self._scaler.fleets[key]
         if fleet.is_reachable != is_reachable:
             fleet.is_reachable = is_reachable
-            fleet.kept_ns = self._clock.monotonic_ns()
             self._look_if_needed(fleet)
 
     async def remove(self, key: RevisionKey) -> None:

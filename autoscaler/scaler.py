@@ -79,15 +79,11 @@ class Scaler:
         self._pool = pool
         self._clock = clock
         self._on_all_gone = on_all_gone
-        self._ignores_pokes = False
-        """While an end is being booked: the decision follows when that is done."""
 
     # Observe ---------------------------------------------------------------------------------------------------------
 
     def poke(self, fleet: Fleet) -> None:
         """Look at the fleet in this turn of the loop, or soon if it was looked at just now and has replicas."""
-        if self._ignores_pokes:
-            return
         now_ns = self._clock.monotonic_ns()
         is_backing_off = now_ns < fleet.backoff.until_ns
         if is_backing_off and fleet.failure is not None and not fleet.live:
@@ -99,20 +95,15 @@ class Scaler:
         else:
             self.timers.advance(fleet.key, fleet.decided_ns + DECISION_GAP_NS, functools.partial(self.look, fleet))
 
-    def look(self, fleet: Fleet) -> None:
-        """Decide about a fleet. Those that wait for memory are served in the order in which they came."""
-        if fleet.key in self._admission.waiting:
-            self.look_at_waiting()
-        else:
-            self._decide(fleet)
-
     def look_at_waiting(self) -> None:
+        """Decide about those that wait for memory, in the order in which they came."""
         for key in tuple(self._admission.waiting):
-            self._decide(self.fleets[key])
+            self.look(self.fleets[key])
 
     # Decide and act --------------------------------------------------------------------------------------------------
 
-    def _decide(self, fleet: Fleet) -> None:
+    def look(self, fleet: Fleet) -> None:
+        """Read the fleet's demand, decide, act, and note when to look again."""
         if self.is_closing or fleet.removed is not None:
             return
         now_ns = self._clock.monotonic_ns()
@@ -133,8 +124,6 @@ class Scaler:
             self.timers.set(fleet.key, wake_at_ns, functools.partial(self.look, fleet))
 
     def _grow(self, fleet: Fleet, observed: Observed, decision: Decision) -> None:
-        if not observed.live:
-            fleet.uses = 0
         live = observed.live
         while live < decision.replicas:
             verdict = self._admission.try_for(fleet)
@@ -180,11 +169,9 @@ class Scaler:
     def ended(self, fleet: Fleet, replica: Replica, end: End) -> None:
         self._book(fleet, replica, end)
         if end.exited is not None:
-            self._ignores_pokes = True
-            try:
-                self._pool.replica_gone(end.exited)
-            finally:
-                self._ignores_pokes = False
+            self._pool.replica_gone(end.exited)
+        if not fleet.replicas:
+            fleet.uses = 0
         if fleet.removed is not None and not fleet.replicas:
             self._forget(fleet)
         if not self.actuator.replicas:
@@ -193,7 +180,7 @@ class Scaler:
         if fleet.failure is not None and not fleet.live and now_ns < fleet.backoff.until_ns:
             self._refuse(fleet, self._failed_error(fleet, now_ns))
         self.look_at_waiting()
-        self._decide(fleet)
+        self.look(fleet)
 
     def memory_grew(self, fleet: Fleet) -> None:
         self._admission.memory_grew(fleet)

@@ -78,7 +78,14 @@ class Timers:
 
     def _fire(self) -> None:
         self._handle = None
-        now_ns = self._clock.monotonic_ns()
+        try:
+            self._call_due(self._clock.monotonic_ns())
+        finally:
+            # One callback that fails must not stop the clock of all others.
+            if self._heap and self._handle is None:
+                self._arm()
+
+    def _call_due(self, now_ns: int) -> None:
         while self._heap and self._heap[0][0] <= now_ns:
             at_ns, _, token = heapq.heappop(self._heap)
             if self._earliest_entry_ns.get(token) != at_ns:
@@ -92,5 +99,3 @@ class Timers:
                 continue
             del self._due[token]
             due[1]()
-        if self._heap:
-            self._arm()

@@ -31,6 +31,7 @@ async def test_warm_starts_one_replica_and_holds_it_until_release(tmp_path: Path
         assert world.running() == [report.replica_id]
         assert world.timers() == 0
         world.autoscaler.set_reachable(key, True)
+        await asyncio.sleep(10)
         world.autoscaler.release(key)
         await asyncio.sleep(59.9)
         assert world.running() == [report.replica_id], "its idle time begins with the release"
@@ -124,6 +125,7 @@ async def test_remove_under_load_kills_what_does_not_finish_in_time(tmp_path: Pa
         world.pool.ask(key, duration_s=1000, count=2)
         await asyncio.sleep(3)
         first, second = (asyncio.ensure_future(world.autoscaler.remove(key)) for _ in range(2))
+        await asyncio.sleep(0)
         first.cancel()
         await second
         assert [exited.reason for exited in world.pool.gone] == [ExitReason.STOPPED] * 2
@@ -140,6 +142,20 @@ async def test_remove_calls_off_starts_at_every_stage(tmp_path: Path) -> None:
             await world.autoscaler.remove(key)
             assert world.driver.processes == {}
         assert world.timers() == 0
+
+
+async def test_replica_that_becomes_ready_while_it_is_called_off_never_gets_a_request(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        key = world.add()
+        world.pool.ask(key, duration_s=1)
+        await asyncio.sleep(0.0995)
+        removing = asyncio.ensure_future(world.autoscaler.remove(key))
+        await asyncio.sleep(0.0007)
+        (process,) = world.driver.processes.values()
+        assert process.is_ready, "the kill has not arrived yet"
+        assert world.pool.open_replicas(key) == []
+        await removing
+        assert world.pool.gone[0].reason is ExitReason.STOPPED
 
 
 async def test_neighbour_revision_of_the_same_deployment_stays_when_one_is_removed(tmp_path: Path) -> None:

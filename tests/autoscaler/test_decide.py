@@ -106,6 +106,11 @@ def test_panic_remembers_its_highest_wish_until_a_stable_window_without_a_burst(
     assert not decision.state.is_panic
 
 
+def test_panic_takes_nothing_away_even_of_what_it_did_not_ask_for() -> None:
+    state = ScalingState(panic_until_ns=T0 + 60 * S, panic_replicas=2)
+    assert steady(DEFAULTS, 1, ready=5, seconds=10, state=state).replicas == 5
+
+
 def test_at_most_half_goes_at_a_time() -> None:
     settings = dataclasses.replace(DEFAULTS, concurrency=100)
     decision = steady(settings, 1, ready=9, seconds=30)

@@ -81,6 +81,23 @@ async def test_load_failures_back_off_then_the_revision_fails_and_tells_everyone
         assert world.timers() == 0
 
 
+async def test_arrivals_refused_with_the_failure_are_no_reason_for_another_try(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        key = world.add()
+        behaviour = world.driver.behaviour("digits")
+        behaviour.dies_loading, behaviour.spawn_s, behaviour.load_s = True, 0.001, 0.009
+        world.pool.ask(key, duration_s=0.1)
+        for _ in range(1000):
+            await asyncio.sleep(0.001)
+            if len(world.driver.ordered) == 3:
+                break
+        (late,) = world.pool.ask(key, duration_s=0.1)
+        await asyncio.sleep(0.02)
+        assert isinstance(late.error, ModelFailed)
+        await asyncio.sleep(600)
+        assert len(world.driver.ordered) == 3
+
+
 async def test_failed_revision_refuses_at_once_during_its_pause_and_recovers_with_new_demand_after_it(
     tmp_path: Path,
 ) -> None:
@@ -158,6 +175,18 @@ async def test_request_that_takes_too_long_gets_its_replica_killed(tmp_path: Pat
         await asyncio.sleep(0.01)
         assert world.pool.gone[0].reason is ExitReason.EXECUTION_TIMEOUT
         world.pool.give_up(key)
+
+
+async def test_replica_that_is_being_killed_is_not_retired_as_well(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        key = world.add()
+        world.pool.ask(key, duration_s=0.1)
+        await asyncio.sleep(1)
+        world.autoscaler.replica_overdue(ReplicaId(world.running()[0]), "a request took too long")
+        world.autoscaler.set_reachable(key, False)
+        assert world.autoscaler.describe(key)[0].state is ReplicaState.READY
+        await asyncio.sleep(0.01)
+        assert world.pool.gone[0].reason is ExitReason.EXECUTION_TIMEOUT
 
 
 async def test_process_that_outlives_its_socket_is_killed_after_a_grace(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autoscaler.fleet import folder_bytes
+from autoscaler.fleet import Fleet, folder_bytes
 from serve.core.errors import NoCapacity, PublishError
 from serve.core.events import ExitReason
 from tests.autoscaler.world import MIB, World, a_world
@@ -105,6 +105,60 @@ async def test_least_valuable_idle_replica_goes_first(tmp_path: Path) -> None:
         assert request.answered_ns
         assert world.running("often")
         assert not world.running("rarely")
+
+
+async def test_use_is_forgotten_with_the_last_replica(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=90) as world:
+        once_popular, steady, newcomer = world.add("once-popular", idle=5), world.add("steady"), world.add("newcomer")
+        world.pool.ask(once_popular, duration_s=0.05, count=20)
+        await asyncio.sleep(30)
+        assert world.running("once-popular") == []
+        world.pool.ask(steady, duration_s=0.05)
+        await asyncio.sleep(1)
+        world.pool.ask(steady, duration_s=0.05)
+        world.pool.ask(once_popular, duration_s=0.05)
+        await asyncio.sleep(1)
+        world.pool.ask(newcomer, duration_s=0.05)
+        await asyncio.sleep(1)
+        assert world.running("steady")
+        assert not world.running("once-popular")
+
+
+async def test_what_was_used_often_but_long_ago_loses_against_what_is_used_now(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=90) as world:
+        old = world.add("old", idle=36_000)
+        for _ in range(6):
+            world.pool.ask(old, duration_s=0.05)
+            await asyncio.sleep(1)
+        survived = 0
+        for number in range(20):
+            world.pool.ask(world.add(f"new-{number}"), duration_s=0.05)
+            await asyncio.sleep(1)
+            survived += len(world.running("old"))
+        assert survived >= 3, "its past use counted for a while"
+        assert not world.running("old"), "but not for ever"
+
+
+async def test_replica_held_for_publishing_is_not_evicted(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=60) as world:
+        held, guest = world.add("held", reachable=False), world.add("guest")
+        await world.autoscaler.warm(held)
+        (request,) = world.pool.ask(guest, duration_s=0.1)
+        await asyncio.sleep(10)
+        assert world.running("held")
+        world.autoscaler.release(held)
+        await asyncio.sleep(1)
+        assert request.answered_ns
+
+
+async def test_reading_a_revision_as_a_candidate_does_not_lose_its_burst(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        revision = world.revision()
+        fleet = Fleet(revision, is_reachable=True, now_ns=0)
+        world.pool.gates[revision.key].peak = 7
+        fleet.read(world.pool, world.clock.monotonic_ns(), age=0.0)
+        assert fleet.observe(world.pool, world.clock.monotonic_ns(), age=0.0).demand.peak == 7
+        assert fleet.observe(world.pool, world.clock.monotonic_ns(), age=0.0).demand.peak == 0
 
 
 async def test_model_larger_than_the_whole_budget_is_refused_with_figures(tmp_path: Path) -> None:

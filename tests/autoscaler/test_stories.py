@@ -59,6 +59,18 @@ async def test_last_replica_exits_exactly_when_idle_time_after_the_last_activity
         assert world.timers() == 0
 
 
+async def test_request_right_after_the_idle_exit_was_decided_does_not_wait_for_anything(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        key = world.add(idle=60)
+        world.pool.ask(key, duration_s=0.1)
+        await asyncio.sleep(60.2 + 0.001)
+        assert world.autoscaler.describe(key)[0].state is ReplicaState.DRAINING
+        (request,) = world.pool.ask(key, duration_s=0.1)
+        await asyncio.sleep(0)
+        assert len(world.driver.ordered) == 2
+        assert world.driver.ordered_at_ns[-1] == request.asked_ns
+
+
 async def test_idle_zero_lets_the_replica_go_as_soon_as_it_is_seen_without_work(tmp_path: Path) -> None:
     async with a_world(tmp_path) as world:
         key = world.add(idle=0)
@@ -174,6 +186,19 @@ async def test_revision_without_route_goes_to_zero_whatever_its_min_once_its_req
         world.autoscaler.set_reachable(key, True)
         await asyncio.sleep(1)
         assert len(world.running()) == 2
+
+
+async def test_report_of_idleness_is_acted_on_without_waiting_for_the_next_reading(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        key = world.add(idle=600, panic_window=60)
+        world.pool.ask(key, duration_s=3)
+        await asyncio.sleep(1)
+        world.autoscaler.set_reachable(key, False)
+        await asyncio.sleep(2.2)
+        (replica,) = world.running()
+        world.stats(replica, peak_mib=40)
+        await asyncio.sleep(0.02)
+        assert world.running() == []
 
 
 async def test_cold_starts_are_told_by_phase(tmp_path: Path) -> None:

@@ -103,3 +103,19 @@ async def test_instant_in_the_past_is_called_in_the_next_turn() -> None:
     assert called == []
     await asyncio.sleep(0.001)
     assert called == ["a"]
+
+
+async def test_callback_that_fails_does_not_stop_the_others() -> None:
+    clock, called, errors = LoopClock(), list[str](), list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context["exception"]))
+    timers, now_ns = Timers(clock), clock.monotonic_ns()
+
+    def fail() -> None:
+        raise RuntimeError("broken")
+
+    timers.set("a", now_ns + NS_PER_S, fail)
+    timers.set("b", now_ns + NS_PER_S + 1, lambda: called.append("b"))
+    timers.set("c", now_ns + 2 * NS_PER_S, lambda: called.append("c"))
+    await asyncio.sleep(3)
+    assert called == ["b", "c"]
+    assert len(errors) == 1
