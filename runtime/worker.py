@@ -103,7 +103,8 @@ def _load(sock: socket.socket, order: LoadOrder, started_ns: int) -> tuple[Engin
     except MemoryError as error:
         log.exception("no memory to load %s", order.model_file)
         raise OutOfMemory(
-            f"'{order.model_file}' does not fit into the memory of this machine; give the replica more, or a smaller model"
+            f"'{order.model_file}' does not fit into the memory of this machine; "
+            "give the replica more, or take a smaller model"
         ) from error
     except Exception as error:
         log.exception("engine %s failed to load %s", order.engine, order.model_file)
