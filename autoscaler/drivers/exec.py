@@ -12,15 +12,13 @@ from pathlib import Path
 from autoscaler.drivers.base import DriverError, ReplicaObserver, StartedReplica
 from autoscaler.drivers.environment import runtime_environment
 from autoscaler.drivers.processes import ChildProcess, Children, become_subreaper, spawn
-from autoscaler.drivers.replica import Replicas
+from autoscaler.drivers.replica import START_S, Replicas, open_link
 from autoscaler.drivers.sweep import sweep
 from serve.core.clock import Clock, SystemClock
 from serve.core.events import ExitReason, LoadOrder, encode_load
 from serve.core.frames import Kind, pack
 from serve.core.ids import ReplicaId
-from serve.core.link import FrameLink
 
-START_S = 30.0
 _PORT_BYTES = 16
 
 
@@ -42,21 +40,15 @@ class ExecDriver:
 
     async def start(self, order: LoadOrder, observer: ReplicaObserver, log_file: Path) -> StartedReplica:
         ordered_ns = self._replicas.clock.monotonic_ns()
-        with self._replicas.starting(order, observer, log_file) as life:
+        async with self._replicas.starting(order, observer, log_file) as (life, undo):
             token = secrets.token_hex(32).encode()
             process, announced = self._spawn(order.replica_id, ordered_ns, token, life.log.fd)
-            link = None
-            try:
-                async with asyncio.timeout(START_S):
-                    sock = await _connect(await _read_port(announced))
-                    link = await FrameLink.open(sock, life)
-            except BaseException as error:
-                process.kill()
-                if isinstance(error, TimeoutError | OSError | _NoPort):
-                    words = life.log.last_words()
-                    sentence = "the replica's process did not come up" + (f"; its last words: {words}" if words else "")
-                    raise DriverError(sentence) from error
-                raise
+            undo.callback(process.kill)
+            port = await _read_port(announced)
+            if port is None:
+                raise DriverError(f"the replica's process ended at once; its last words: {life.log.last_words()}")
+            link = await open_link(await _connect(port), life)
+            undo.pop_all()
             link.send(pack(Kind.HELLO, payload=token))
             link.send(pack(Kind.LOAD, payload=encode_load(order)))
             life.begin(process, link)
@@ -74,7 +66,7 @@ class ExecDriver:
         sweep(self._home, keep_children=False)
 
     def _spawn(self, replica_id: str, ordered_ns: int, token: bytes, log_fd: int) -> tuple[ChildProcess, int]:
-        """Return the process, and the descriptor on which it announces its port (ours to close). Raise DriverError."""
+        """Return the process, and the descriptor on which it announces its port (ours to close). Raise OSError."""
         with contextlib.ExitStack() as theirs:
             token_read, token_write = os.pipe()
             theirs.callback(os.close, token_read)
@@ -87,18 +79,15 @@ class ExecDriver:
             environment = runtime_environment(self._home, replica_id)
             try:
                 pid = spawn("runtime", arguments, environment, log_fd, [token_read, announce_write])
-            except OSError as error:
+                process = self._children.adopt(pid)
+            except OSError:
                 os.close(announce_read)
-                raise DriverError(f"cannot execute a replica: {error.strerror}") from error
-        return self._children.watch(ChildProcess(pid)), announce_read
+                raise
+        return process, announce_read
 
 
-class _NoPort(Exception):
-    """The process ended before it announced a port."""
-
-
-async def _read_port(descriptor: int) -> int:
-    """Return the port announced on a pipe, and close it. Raise _NoPort."""
+async def _read_port(descriptor: int) -> int | None:
+    """Return the port announced on a pipe, None where the process ended before; close the pipe."""
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
 
@@ -114,9 +103,7 @@ async def _read_port(descriptor: int) -> int:
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)
-    if not line.endswith(b"\n"):
-        raise _NoPort
-    return int(line)
+    return int(line) if line.endswith(b"\n") else None
 
 
 async def _connect(port: int) -> socket.socket:

@@ -6,18 +6,15 @@ import asyncio
 import socket
 from pathlib import Path
 
-from autoscaler.drivers.base import DriverError, ReplicaObserver, StartedReplica
+from autoscaler.drivers.base import ReplicaObserver, StartedReplica
 from autoscaler.drivers.processes import become_subreaper
-from autoscaler.drivers.replica import Replicas
+from autoscaler.drivers.replica import Replicas, open_link
 from autoscaler.drivers.sweep import sweep
 from autoscaler.drivers.zygote import Fork, Zygote
 from serve.core.clock import Clock, SystemClock
 from serve.core.events import ExitReason, LoadOrder, encode_load
 from serve.core.frames import Kind, pack
 from serve.core.ids import ReplicaId
-from serve.core.link import FrameLink
-
-START_S = 30.0
 
 
 class LocalDriver:
@@ -47,28 +44,23 @@ class LocalDriver:
 
     async def start(self, order: LoadOrder, observer: ReplicaObserver, log_file: Path) -> StartedReplica:
         ordered_ns = self._replicas.clock.monotonic_ns()
-        with self._replicas.starting(order, observer, log_file) as life:
+        async with self._replicas.starting(order, observer, log_file) as (life, undo):
             ours, theirs = socket.socketpair()
             with theirs:
-                fork = Fork(
-                    order.replica_id, f"{order.name}-r{order.revision}", ordered_ns, (theirs.fileno(), life.log.fd)
-                )
-            self._zygote.carry_out(fork)
-            link = None
-            try:
-                async with asyncio.timeout(START_S):
-                    link = await FrameLink.open(ours, life)
-                    link.send(pack(Kind.LOAD, payload=encode_load(order)))
-                    process = await asyncio.shield(fork.process)
-            except BaseException as error:
-                fork.give_up()
-                if link is not None:
-                    link.close()
-                else:
+                try:
+                    name = f"{order.name}-r{order.revision}"
+                    fork = Fork(order.replica_id, name, ordered_ns, (theirs.fileno(), life.log.fd))
+                except OSError:
                     ours.close()
-                if isinstance(error, TimeoutError):
-                    raise DriverError(f"the zygote did not fork within {START_S:.0f} s") from None
-                raise
+                    raise
+            undo.callback(fork.give_up)
+            self._zygote.carry_out(fork)
+            link = await open_link(ours, life)
+            undo.callback(link.close)
+            link.send(pack(Kind.LOAD, payload=encode_load(order)))
+            # Shielded: a fork that was ordered happens, and must then be given up, not forgotten.
+            process = await asyncio.shield(fork.process)
+            undo.pop_all()
             life.begin(process, link)
             return StartedReplica(process.pid, link)
 

@@ -24,7 +24,7 @@ from autoscaler.drivers.base import DriverError
 log = logging.getLogger(__name__)
 
 _PR_SET_CHILD_SUBREAPER = 36
-_FIRST_FREE_FD = 64
+_FIRST_FREE_FD = 16
 """Descriptors to hand over are first copied above the numbers they get in the child, so that none is lost."""
 CLOSE_S = 5.0
 _RETRY_S = 0.002
@@ -167,10 +167,25 @@ class Children:
     def __init__(self) -> None:
         self._alive: set[ChildProcess] = set()
 
-    def watch(self, process: ChildProcess) -> ChildProcess:
+    def adopt(self, pid: int, *, owns_session: bool = True) -> ChildProcess:
+        """Watch a child. Where that is impossible (no descriptor is free) it is killed: raise OSError."""
+        try:
+            process = ChildProcess(pid, owns_session=owns_session)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            self._bury(pid, _RETRIES)
+            raise
         self._alive.add(process)
         process.exited.add_done_callback(lambda _: self._alive.discard(process))
         return process
+
+    def _bury(self, pid: int, retries: int) -> None:
+        """Reap a killed child that could not be watched."""
+        with contextlib.suppress(ChildProcessError):
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None:
+                return
+        if retries:
+            asyncio.get_running_loop().call_later(_RETRY_S, self._bury, pid, retries - 1)
 
     async def close(self) -> None:
         """Kill them all; return when they are reaped, or after 5 seconds, with a line in the log."""

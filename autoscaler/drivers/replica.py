@@ -7,7 +7,8 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Iterator
+import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from autoscaler.drivers.base import DriverError, ReplicaObserver
@@ -22,6 +23,8 @@ from serve.core.scaling import Exited
 
 log = logging.getLogger(__name__)
 
+START_S = 30.0
+"""Longest time until a process runs and has its order; loading is not part of it."""
 LAST_FRAMES_S = 1.0
 """Longest wait for the end of a dead replica's socket: something else may hold it open."""
 _LAST_WORDS_BYTES = 4096
@@ -203,24 +206,32 @@ class Replicas:
         self._lives: dict[ReplicaId, ReplicaLife] = {}
         self.is_closed = False
 
-    @contextlib.contextmanager
-    def starting(self, order: LoadOrder, observer: ReplicaObserver, log_file: Path) -> Iterator[ReplicaLife]:
-        """Give the life to begin within this block. Left by an error, it never was."""
+    @contextlib.asynccontextmanager
+    async def starting(
+        self, order: LoadOrder, observer: ReplicaObserver, log_file: Path
+    ) -> AsyncIterator[tuple[ReplicaLife, contextlib.ExitStack]]:
+        """Give a life, to begin within this block, and a stack of what must be undone if it does not.
+
+        Left by an error, the life never was. Takes START_S seconds at most. Raise DriverError.
+        """
         if self.is_closed:
             raise DriverError("the driver is closed: the platform is shutting down")
-        replica_log = ReplicaLog(log_file)
-        life = ReplicaLife(order, observer, replica_log, self)
+        if order.replica_id in self._lives:
+            raise DriverError(f"{order.replica_id} runs already: replica ids are used once")
+        life = ReplicaLife(order, observer, ReplicaLog(log_file), self)
+        self._lives[life.id] = life
         try:
-            if life.id in self._lives:
-                raise DriverError(f"{life.id} runs already: replica ids are used once")
-            self._lives[life.id] = life
-            try:
-                yield life
-            except BaseException:
-                self.forget(life.id)
-                raise
+            async with asyncio.timeout(START_S):
+                with contextlib.ExitStack() as undo:
+                    yield life, undo
+        except TimeoutError:
+            raise DriverError(f"{life.id} did not start within {START_S:.0f} s: is the machine overloaded?") from None
+        except OSError as error:
+            raise DriverError(f"{life.id} could not be started: {error.strerror}") from error
         finally:
-            replica_log.close()
+            life.log.close()
+            if not life.has_begun:
+                self.forget(life.id)
 
     def forget(self, replica_id: ReplicaId) -> None:
         self._lives.pop(replica_id, None)
@@ -241,6 +252,15 @@ class Replicas:
             life.kill(ExitReason.STOPPED)
         for life in lives:
             await life.over
+
+
+async def open_link(sock: socket.socket, life: ReplicaLife) -> FrameLink:
+    """Return the link over a connected socket; cancelled or failing, close the socket."""
+    try:
+        return await FrameLink.open(sock, life)
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _how(status: ExitStatus) -> str:

@@ -32,6 +32,9 @@ def sweep(home: Path, *, keep_children: bool = True) -> list[int]:
             if entry.name.isdecimal() and _is_ours(entry.name, mark, keep_children):
                 _kill(int(entry.name), mark, keep_children, killed)
         _wait_for(killed)
+        for pidfd in killed.values():
+            with contextlib.suppress(ChildProcessError):  # not ours to reap
+                os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
     finally:
         for pidfd in killed.values():
             os.close(pidfd)

@@ -6,6 +6,7 @@ The protocol is described in `runtime/zygote.py`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
@@ -43,7 +44,13 @@ class Fork:
         self.number = next(_numbers)
         command = {"number": self.number, "replica_id": replica_id, "name": name, "ordered_ns": ordered_ns}
         self.message = json.dumps(command).encode()
-        self.descriptors = [os.dup(descriptor) for descriptor in descriptors]
+        self.descriptors: list[int] = []
+        try:
+            for descriptor in descriptors:
+                self.descriptors.append(os.dup(descriptor))
+        except OSError:
+            self._done(None)
+            raise
         self.tries = 0
         self.process: asyncio.Future[ChildProcess] = asyncio.get_running_loop().create_future()
         self.process.add_done_callback(self._done)
@@ -130,30 +137,29 @@ class Zygote:
     def _spawn(self) -> None:
         self._sentence = ""
         self._born_s = asyncio.get_running_loop().time()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        self._log = ReplicaLog(self._log_file)
         try:
-            pid = spawn(
-                "runtime.zygote",
-                ["--control-fd", "3", "--parent-pid", str(os.getpid()), "--flavour", self._flavour],
-                runtime_environment(self._home, "-" * REPLICA_ID_BYTES),
-                self._log.fd,
-                [theirs.fileno()],
-            )
-        except OSError as error:
-            ours.close()
-            self._sentence = f"cannot execute the zygote: {error.strerror}"
+            self._process, self._control = self._execute()
+        except (OSError, DriverError) as error:
+            self._sentence = f"cannot execute the zygote: {error}"
             self._lost()
             return
-        finally:
-            theirs.close()
-            self._log.close()
-        self._control = ours
         self._ended = asyncio.get_running_loop().create_future()
-        # Its session may hold a replica that has not made its own yet: that one outlives it.
-        self._process = self._children.watch(ChildProcess(pid, owns_session=False))
-        asyncio.get_running_loop().add_reader(ours, self._receive)
+        asyncio.get_running_loop().add_reader(self._control, self._receive)
+
+    def _execute(self) -> tuple[ChildProcess, socket.socket]:
+        """Return a new zygote's process and our end of its socket. Raise OSError, DriverError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        arguments = ["--control-fd", "3", "--parent-pid", str(os.getpid()), "--flavour", self._flavour]
+        environment = runtime_environment(self._home, "-" * REPLICA_ID_BYTES)
+        try:
+            with theirs, contextlib.closing(ReplicaLog(self._log_file)) as self._log:
+                pid = spawn("runtime.zygote", arguments, environment, self._log.fd, [theirs.fileno()])
+            # Its session may hold a replica that has not made its own yet: that one outlives it.
+            return self._children.adopt(pid, owns_session=False), ours
+        except BaseException:
+            ours.close()
+            raise
 
     def _send(self) -> None:
         while (
@@ -191,16 +197,24 @@ class Zygote:
             if self._opened is not None and not self._opened.done():
                 self._opened.set_result(None)
         elif isinstance(pid, int):
-            process = self._children.watch(ChildProcess(pid))
-            if fork is None or fork.process.done():
-                process.kill()
-            else:
-                fork.process.set_result(process)
+            self._made(fork, pid)
         elif fork is not None:
             fork.fail(f"the zygote could not start the replica: {message.get('error')}")
         else:
             self._sentence = str(message.get("error"))
         self._send()
+
+    def _made(self, fork: Fork | None, pid: int) -> None:
+        try:
+            process = self._children.adopt(pid)
+        except OSError as error:
+            if fork is not None:
+                fork.fail(f"cannot watch the replica's process: {error.strerror}")
+            return
+        if fork is None or fork.process.done():
+            process.kill()
+        else:
+            fork.process.set_result(process)
 
     def _hang_up(self) -> None:
         self._is_ready = False

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -321,6 +322,30 @@ async def test_a_log_that_cannot_be_written_is_an_error_that_names_it(driver: Dr
     (tmp_path / "file").write_text("")
     with pytest.raises(DriverError, match=r"file/replica\.log"):
         await driver.start(scripted(tmp_path), Observer(), tmp_path / "file" / "replica.log")
+
+
+async def test_without_descriptors_a_start_fails_cleanly_and_the_next_one_works(
+    driver: Driver, tmp_path: Path, log_file: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    order = scripted(tmp_path)
+    for spare in range(8):
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + spare, hard))
+        try:
+            with pytest.raises(DriverError, match="Too many open files"):
+                await driver.start(order, Observer(), log_file)
+        except pytest.fail.Exception:
+            if spare < 3:
+                raise
+            driver.kill(ID, ExitReason.STOPPED)
+            break
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    observer = Observer()
+    await driver.start(scripted(tmp_path, "echo-r1-bbbbbbbb"), observer, log_file)
+    await observer.ready()
 
 
 async def test_close_tells_every_observer_and_later_starts_are_refused(

@@ -165,17 +165,14 @@ def test_sigterm_drains_what_came_is_answered_and_drained_is_said(waiting: Waiti
     with waiting.connect() as platform:
         platform.sendall(HELLO)
         load_until_ready(platform, tmp_path, run_s=0.2, max_batch_rows=1)
-        body = json.dumps(
-            {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
-        ).encode()
-        head = RequestHead(Codec.OIP, "test-1", NO_JSON_LENGTH, 0)
-        platform.sendall(b"".join(pack_request(stream, head, body) for stream in (1, 2, 3)))
-        parser, kinds = FrameParser(), []
+        platform.sendall(b"".join(request(stream) for stream in (1, 2, 3)))
+        parser = FrameParser()
+        kinds: list[object] = []
         while data := platform.recv(10_000):
             for frame in parser.feed(data):
                 if frame.kind == Kind.RESPONSE:
                     kinds.append(unpack_response(frame)[0].status)
-                elif isinstance(event := decode_event(frame.payload), Drained):
+                elif isinstance(decode_event(frame.payload), Drained):
                     kinds.append(Drained)
             if len(kinds) == 1:
                 waiting.process.send_signal(signal.SIGTERM)
