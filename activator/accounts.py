@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 
 from activator.calls import Call, Reply
 from activator.connection import ReplicaConnection
+from activator.writer import AnswerWriter
 from billing import records
 from billing.attribute import LifeAccount
-from billing.journal import Journal, JournalError
+from billing.journal import Journal
 from billing.prices import COST_DENOMINATOR, PriceBook, Prices, round_half_even
 from serve.core.clock import NS_PER_US, Clock
-from serve.core.errors import ServeError, StorageFull
+from serve.core.errors import ServeError
 from serve.core.frames import ResponseHead, Usage
 from serve.core.ids import ReplicaId
 from serve.core.metrics import Metrics
 from serve.core.scaling import Exited, ReplicaInfo
 
-log = logging.getLogger(__name__)
-
-_RETRY_S = 1.0
 STATUS_CLIENT_LEFT = 499
 
 
@@ -47,16 +44,13 @@ class _Account:
 
 
 class Accounts:
-    """Keeps the books of all live replicas of one activator. Owned by the event loop.
-
-    While the disk refuses the journal nothing is lost: records stay buffered, finished answers are held back, new
-    requests are refused, and a retry every second lets everything go on by itself.
-    """
+    """Keeps the books of all live replicas of one activator. Owned by the event loop."""
 
     def __init__(
         self, journal: Journal, prices: PriceBook, clock: Clock, metrics: Metrics, checkpoint_interval_s: float
     ) -> None:
         self.metrics = metrics
+        self.writer = AnswerWriter(journal, metrics)
         self._journal = journal
         self._book = prices
         self._clock = clock
@@ -64,32 +58,11 @@ class Accounts:
         self._checkpoint_interval_s = checkpoint_interval_s
         self._checkpoint_timer: asyncio.TimerHandle | None = None
         self._accounts: dict[ReplicaId, _Account] = {}
-        self._held: list[tuple[Call, Reply]] = []
-        self._retry_timer: asyncio.TimerHandle | None = None
-        self._on_written: list[Callable[[], None]] = []
         self._prices: tuple[Prices, str] = (prices.entries[0], prices.entries[0].version)
         self._prices_from_ns = self._prices_until_ns = 0
         for entry in prices.entries:
             journal.append(records.price(entry, journal.origin, mono_ns=clock.monotonic_ns(), wall_ns=clock.wall_ns()))
-        self._flush()
-
-    def on_written(self, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever records reached the disk: the ledger has something to read."""
-        self._on_written.append(callback)
-
-    @property
-    def is_blocked(self) -> bool:
-        """The disk refuses records."""
-        return self._retry_timer is not None
-
-    def check_writable(self) -> None:
-        """Raise StorageFull while the journal refuses records: what cannot be billed is not taken in."""
-        if self.is_blocked:
-            raise StorageFull(
-                "The billing journal cannot be written, so no request is taken in: free space on the disk of the "
-                "platform's home",
-                retry_after_s=_RETRY_S,
-            )
+        self.writer.flush()
 
     # Lives ----------------------------------------------------------------------------------------------------------
 
@@ -108,7 +81,7 @@ class Accounts:
         account = _Account(life, self._journal.origin, oldest_inside_ns)
         self._accounts[info.id] = account
         self._checkpoint(account)
-        self._flush()
+        self.writer.flush()
         if self._checkpoint_timer is None:
             self._checkpoint_timer = self._loop.call_later(self._checkpoint_interval_s, self._checkpoint_all)
 
@@ -142,7 +115,7 @@ class Accounts:
     def answered(
         self, replica: ReplicaConnection, call: Call, head: ResponseHead, usage: Usage, body: memoryview, now_ns: int
     ) -> Reply:
-        """Put one answer on the books; `release` writes it and lets it go."""
+        """Put one answer on the books; `writer.release` writes it and lets it go."""
         account = self._accounts[replica.id]
         share = account.meter.answered(usage)
         wall_ns = self._clock.wall_ns()
@@ -206,44 +179,17 @@ class Accounts:
                 trace_id=call.trace_id or None,
             )
         )
-        self._flush()
-
-    def release(self, written: list[tuple[Call, Reply]]) -> None:
-        """Write the records of these answers with one system call, then let the answers leave."""
-        self._held += written
-        self.metrics.journal_records.inc(len(written))
-        self._flush()
-
-    # Writing --------------------------------------------------------------------------------------------------------
-
-    def _flush(self) -> None:
-        try:
-            self._journal.flush()
-        except JournalError as error:
-            self.metrics.journal_errors.inc()
-            if self._retry_timer is None:
-                log.error("journal refused: answers are held back", extra={"error": str(error)})
-            self._retry_timer = self._loop.call_later(_RETRY_S, self._flush)
-            return
-        if self._retry_timer is not None:
-            log.warning("journal accepts records again")
-            self._retry_timer.cancel()
-            self._retry_timer = None
-        held, self._held = self._held, []
-        for call, reply in held:
-            call.finish(reply)
-        for callback in self._on_written:
-            callback()
+        self.writer.flush()
 
     def close(self) -> None:
         """Write the state of lives that are still open, and sync. Raise JournalError."""
         if self._checkpoint_timer is not None:
             self._checkpoint_timer.cancel()
-        if self._retry_timer is not None:
-            self._retry_timer.cancel()
         for account in self._accounts.values():
             self._checkpoint(account)
-        self._journal.close()
+        self.writer.close()
+
+    # Writing --------------------------------------------------------------------------------------------------------
 
     def _prices_at(self, wall_ns: int) -> tuple[Prices, str]:
         """Return the prices in force and their version."""
@@ -261,7 +207,7 @@ class Accounts:
             return
         for account in self._accounts.values():
             self._checkpoint(account)
-        self._flush()
+        self.writer.flush()
         self._checkpoint_timer = self._loop.call_later(self._checkpoint_interval_s, self._checkpoint_all)
 
     def _checkpoint(self, account: _Account) -> None:
@@ -292,7 +238,7 @@ class Accounts:
                 estimated=account.meter.estimated,
             )
         )
-        self._flush()
+        self.writer.flush()
 
 
 def _charged(call: Call, status: int) -> tuple[bool, str | None]:

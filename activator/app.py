@@ -99,7 +99,7 @@ class Activator:
     def queue_status(self, key: RevisionKey) -> tuple[int, int, int]:
         """Return (calls waiting, body bytes held, calls inside replicas) of a revision."""
         gate = self._gates.get(key)
-        return (gate.pending, gate.pending_bytes, gate.in_flight) if gate is not None else (0, 0, 0)
+        return (gate.pending, gate.room.held_bytes, gate.in_flight) if gate is not None else (0, 0, 0)
 
     def in_flight(self) -> int:
         """Return how many calls are waiting or inside, over all deployments."""
@@ -116,7 +116,7 @@ class Activator:
         try:
             gate.submit(call)
         except ServeError:
-            gate.unreserve(len(body))
+            gate.room.release(len(body))
             raise
         reply = await call.reply()
         total_ns = self._clock.monotonic_ns() - now_ns
@@ -158,7 +158,7 @@ class Activator:
     def _resolve(self, target: oip.Target) -> Gate:
         if self.is_draining:
             raise Draining("The platform is shutting down; retry in a moment", retry_after_s=1.0)
-        self._accounts.check_writable()
+        self._accounts.writer.check()
         route = oip.resolve_route(self, target.name)
         if route.state is State.PUBLISHING:
             raise Publishing(
@@ -183,7 +183,7 @@ class Activator:
     def hot_gate(self, url: bytes) -> Gate | None:
         """Return the gate for the exact URL of a deployment's infer path; None sends the request through ASGI."""
         known = self._hot_urls.get(url)
-        if known is None or self.is_draining or self._accounts.is_blocked:
+        if known is None or self.is_draining or self._accounts.writer.is_blocked:
             return None
         route, only = known
         if only is not None or not route.weights:

@@ -9,6 +9,7 @@ from activator.accounts import Accounts
 from activator.calls import Call, Reply
 from activator.connection import Answered, ReplicaConnection
 from activator.pick import pick
+from activator.room import Room
 from serve.core.clock import NS_PER_S, Clock
 from serve.core.errors import ExecutionTimeout, QueueFull, QueueTimeout, ReplicaLost, ServeError
 from serve.core.events import Phase
@@ -35,15 +36,14 @@ class Gate:
         self.key = revision.key
         self.connections: dict[ReplicaId, ReplicaConnection] = {}
         """Every live replica of this revision, open or not."""
-        self.pending_bytes = 0
-        """Bytes of bodies held for this revision, waiting or inside."""
+        self.room = Room(0)
+        """For the bodies of this revision's calls, waiting or inside."""
         self._clock = clock
         self._accounts = accounts
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._open: list[ReplicaConnection] = []
         self._waiting: deque[Call] = deque()
-        self._room: deque[asyncio.Future[None]] = deque()
         self._in_flight = 0
         self._peak = 0
         self._arrivals = 0
@@ -92,7 +92,7 @@ class Gate:
         spec = self.revision.spec
         self.concurrency = self.revision.concurrency
         self._queue_limit = spec.queue
-        self._queue_bytes = int(spec.queue_bytes)
+        self.room.limit_bytes = int(spec.queue_bytes)
         self.timeout_ns = int(spec.timeout * NS_PER_S)
         self._execution_timeout_ns = int(spec.execution_timeout * NS_PER_S)
 
@@ -108,50 +108,12 @@ class Gate:
             )
 
     async def reserve(self, size: int, deadline_ns: int) -> None:
-        """Wait until `size` bytes of body may be held. While it waits, the caller's socket is not read.
-
-        A body larger than the whole bound is let in when nothing else is held. Raise QueueTimeout at the deadline.
-        """
-        is_new = True
-        while self.pending_bytes and (self.pending_bytes + size > self._queue_bytes or (is_new and self._room)):
-            is_new = False
-            room: asyncio.Future[None] = self._loop.create_future()
-            self._room.append(room)
-            left_s = (deadline_ns - self._clock.monotonic_ns()) / NS_PER_S
-            try:
-                async with asyncio.timeout(max(0.0, left_s)):
-                    await room
-            except TimeoutError:
-                raise self._queue_timeout() from None
-            finally:
-                if room in self._room:
-                    self._room.remove(room)
-                elif room.cancelled() or self._clock.monotonic_ns() >= deadline_ns:
-                    self._wake_room()
-        self.pending_bytes += size
-        if self.pending_bytes < self._queue_bytes:
-            self._wake_room()
-
-    def try_reserve(self, size: int) -> bool:
-        """Reserve `size` bytes if that needs no waiting."""
-        if self._room or (self.pending_bytes and self.pending_bytes + size > self._queue_bytes):
-            return False
-        self.pending_bytes += size
-        return True
-
-    def unreserve(self, size: int) -> None:
-        """Give bytes back: the call is done, or its body never came."""
-        self.pending_bytes -= size
-        if self._room:
-            self._wake_room()
-
-    def _wake_room(self) -> None:
-        """Let the next in line look again. Whoever is woken and leaves passes it on."""
-        while self._room:
-            room = self._room.popleft()
-            if not room.done():
-                room.set_result(None)
-                return
+        """Wait until `size` bytes of body may be held. Raise QueueTimeout at the deadline."""
+        left_s = (deadline_ns - self._clock.monotonic_ns()) / NS_PER_S
+        try:
+            await self.room.reserve(size, left_s)
+        except TimeoutError:
+            raise self._queue_timeout() from None
 
     def submit(self, call: Call) -> None:
         """Accept a call whose body is reserved: dispatch it now, or hold it. Raise QueueFull or QueueTimeout."""
@@ -246,7 +208,7 @@ class Gate:
             if call.is_cold:
                 call.phases = self._cold_phases(replica, call, now_ns)
             written.append((call, self._accounts.answered(replica, call, head, usage, body, now_ns)))
-        self._accounts.release(written)
+        self._accounts.writer.release(written)
         if not replica.is_open and not replica.outstanding:
             self._listener.replica_empty(replica.id)
 
@@ -283,7 +245,7 @@ class Gate:
 
     def _finish(self, call: Call) -> None:
         """The call leaves the gate: its bytes are free."""
-        self.unreserve(len(call.body))
+        self.room.release(len(call.body))
         self._last_active_ns = self._changed_ns
 
     def _close(self, replica: ReplicaConnection) -> None:

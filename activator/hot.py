@@ -53,7 +53,7 @@ class HotDoor:
         except ServeError:
             return None  # ASGI's way of refusing serves
         size = head.content_length
-        if size is None or size > self._body_bytes or head.expects_continue or not gate.try_reserve(size):
+        if size is None or size > self._body_bytes or head.expects_continue or not gate.room.try_reserve(size):
             return None
         return _HotCall(self._app, connection, gate, head, size, self._ids.next(), received_ns)
 
@@ -100,12 +100,12 @@ class _HotCall(Call):
             self.codec, self.json_length = head.codec(len(self.body))
             self._gate.submit(self)
         except ServeError as error:
-            self._gate.unreserve(self._size)
+            self._gate.room.release(self._size)
             self.refuse(error)
 
     def client_left(self) -> None:
         if self.on_leave is None:
-            self._gate.unreserve(self._size)
+            self._gate.room.release(self._size)
         else:
             self.leave()
 

@@ -66,7 +66,7 @@ async def infer(
         call.trace_id = head.trace_id
         gate.submit(call)
     except BaseException:
-        gate.unreserve(len(body))
+        gate.room.release(len(body))
         raise
     scope[ON_LEAVE] = call.leave
     if scope[CYCLE].disconnected:
@@ -87,7 +87,7 @@ async def receive_body(receive: Receive, head: Head, gate: Gate, limit_bytes: in
     try:
         return await _read(receive, limit_bytes)
     except BaseException:
-        gate.unreserve(declared)
+        gate.room.release(declared)
         raise
 
 

@@ -92,6 +92,14 @@ class Replica:
             frames = self._read(reader, wait=True)
         return 0
 
+    @property
+    def answered(self) -> int:
+        return self._answered
+
+    @property
+    def busy_s(self) -> float:
+        return self._meter.total_busy_ns / 1e9
+
     def drain(self) -> None:
         """Answer what came, send `Drained` and leave. For a signal handler: a blocked read ends at once."""
         self._is_ordered_out = self._is_draining = True
@@ -286,5 +294,6 @@ def _explain(request: InferRequest, error: Exception) -> RequestRejected:
     """Return what the caller is told of a failed run; the traceback goes to the log only."""
     if isinstance(error, InputRejected):
         return RequestRejected(str(error))
-    log.error("request %s failed in the engine", _request_id(request), exc_info=error)
+    request_id = _request_id(request)
+    log.error("request %s failed in the engine", request_id, exc_info=error, extra={"request_id": request_id})
     return RequestRejected(f"the model failed on this request: {error!s:.500}", 500, "execution_failed")

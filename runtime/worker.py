@@ -12,6 +12,7 @@ from runtime.engines.base import Engine, EngineError, Loaded, OutOfMemory, open_
 from runtime.memory import read_memory
 from runtime.replica import Replica
 from runtime.wire import FrameReader, RawFrame
+from serve.core import logs
 from serve.core.events import (
     Drained,
     Event,
@@ -44,6 +45,7 @@ def run(
     why), or the other side broke the protocol.
     """
     entered_ns = time.monotonic_ns()
+    logs.configure("INFO")
     reader = FrameReader(sock)
     try:
         early: list[RawFrame] = []
@@ -57,7 +59,10 @@ def run(
             replica = Replica(sock, order, engine, loaded)
             if drain_signal is not None:
                 signal.signal(drain_signal, lambda *_: replica.drain())
-            return replica.serve(reader, early)
+            _log_ready(order, loaded, time.monotonic_ns() - entered_ns)
+            code = replica.serve(reader, early)
+            log.info("leaving: %d requests answered in %.3f s of work", replica.answered, replica.busy_s)
+            return code
         finally:
             engine.close()
     except EngineError as error:
@@ -69,6 +74,17 @@ def run(
     except (ConnectionError, TimeoutError):
         return 0  # as good as the end of the stream: nobody is there to hear an answer
     return 1
+
+
+def _log_ready(order: LoadOrder, loaded: Loaded, taken_ns: int) -> None:
+    log.info(
+        "%s loaded by %s %s in %.1f ms",
+        order.model_file,
+        order.engine,
+        loaded.version,
+        taken_ns / 1e6,
+        extra={"replica": order.replica_id, "threads": order.threads},
+    )
 
 
 def _await_order(reader: FrameReader) -> tuple[LoadOrder | None, list[RawFrame]]:

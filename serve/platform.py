@@ -78,7 +78,7 @@ class Platform:
             self.metrics,
             settings.checkpoint_interval,
         )
-        self.accounts.on_written(self.ledger.poke)
+        self.accounts.writer.on_written(self.ledger.poke)
         self.activator = Activator(
             RequestIds(writer), self.clock, self.accounts, self.metrics, int(settings.body_limit)
         )
@@ -134,6 +134,7 @@ class Platform:
     def exposition(self) -> bytes:
         """Return the metrics in Prometheus text format."""
         self.metrics.store_bytes.set(self.store.used_bytes)
+        self.control.measure()
         return self.metrics.exposition(self.clock.monotonic_ns())
 
     async def open(self) -> None:

@@ -1,4 +1,7 @@
-"""JSON logs: one object a line, with whatever ids the caller gave as `extra`."""
+"""JSON logs: one object a line, with whatever ids the caller gave as `extra`.
+
+Standard library only: replicas log with it inside a user's own environment.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ import logging
 import sys
 from datetime import UTC, datetime
 from typing import TextIO
-
-import orjson
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -27,9 +28,9 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         try:
-            return orjson.dumps(line, default=str).decode()
-        except TypeError:
-            # File names with stray bytes, huge integers, odd keys: what orjson refuses is still worth a line.
+            return json.dumps(line, default=str, allow_nan=False)
+        except (TypeError, ValueError):
+            # Odd keys, NaN, a list that holds itself: what JSON refuses is still worth a line.
             return json.dumps({key: str(value) for key, value in line.items()})
 
 

@@ -6,7 +6,7 @@ import sys
 
 from tests.architecture.source import PACKAGES, Import, Module, imports, is_within, is_within_any, modules
 
-WIRE = {"serve.core.frames", "serve.core.events", "serve.core.ids", "serve.core.meter"}
+WIRE = {"serve.core.frames", "serve.core.events", "serve.core.ids", "serve.core.meter", "serve.core.logs"}
 """Standard library only: the replica imports them inside a user's own environment."""
 
 COMPOSITION = {"serve.platform"}

@@ -62,7 +62,7 @@ def test_a_caller_that_vanishes_while_answers_are_due_ends_the_replica_quietly(p
     peer.send(*[request(stream, 1) for stream in range(1, 4)])
     peer.sock.close()
     assert peer.process.wait(10) == 0
-    assert peer.log_file.read_text() == ""
+    assert "Traceback" not in peer.log_file.read_text()
 
 
 def test_a_replica_without_a_model_can_be_drained(peer: Peer) -> None:
