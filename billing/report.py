@@ -34,7 +34,8 @@ _EARLIEST_NS, _LATEST_NS = -(1 << 62), 1 << 62
 _REQUESTS = """
     SELECT requests.deployment, requests.revision, coalesce(lives.labels, '{}') AS labels,
            requests.wall_ns / :bucket_ns * :bucket_ns AS wall_ns,
-           count(*) AS requests, sum(charged) AS charged, sum(rows) AS rows, sum(cold) AS cold_starts
+           sum(reason IS NOT 'probe') AS requests, sum(charged) AS charged, sum(reason IS 'probe') AS probes,
+           sum(iif(reason IS 'probe', 0, rows)) AS rows, sum(cold AND reason IS NOT 'probe') AS cold_starts
     FROM requests LEFT JOIN lives USING (replica)
     WHERE requests.wall_ns >= :begin_ns AND requests.wall_ns < :end_ns GROUP BY 1, 2, 3, 4"""
 
@@ -46,6 +47,8 @@ class Row:
     group: str | None
     requests: int = 0
     charged: int = 0
+    probes: int = 0
+    """Inferences of the platform's own, such as those that verify and measure a deploy: no caller's requests."""
     rows: int = 0
     cold_starts: int = 0
     """Requests that waited for a replica to start."""
@@ -67,6 +70,7 @@ class Row:
             "requests": self.requests,
             "charged": self.charged,
             "uncharged": self.requests - self.charged,
+            "probes": self.probes,
             "rows": self.rows,
             "cold_starts": self.cold_starts,
             "replicas": self.replicas,
@@ -214,7 +218,7 @@ def _add_requests(
     for sums in connection.execute(_REQUESTS, bounds):
         labels = orjson.loads(sums["labels"])
         tally = tallies[grouping.key(sums["deployment"], sums["revision"], labels, sums["wall_ns"])]
-        for column in ("requests", "charged", "rows", "cold_starts"):
+        for column in ("requests", "charged", "probes", "rows", "cold_starts"):
             setattr(tally.row, column, getattr(tally.row, column) + sums[column])
         tally.numerators[_FEE] += entry.cost_numerator(0, 0, sums["charged"])
 
@@ -240,7 +244,7 @@ def _rounded(tallies: dict[str | None, _Tally]) -> list[Row]:
 def _total(rows: list[Row]) -> Row:
     total = Row(None, cost_nano=dict.fromkeys((*PARTS, _FEE), 0))
     for row in rows:
-        for column in ("requests", "charged", "rows", "cold_starts", "replicas"):
+        for column in ("requests", "charged", "probes", "rows", "cold_starts", "replicas"):
             setattr(total, column, getattr(total, column) + getattr(row, column))
         for sums, parts in ((total.core_us, row.core_us), (total.mib_us, row.mib_us), (total.cost_nano, row.cost_nano)):
             for part, value in parts.items():

@@ -97,15 +97,21 @@ class Recorded:
         usage = self.metered.leave(inside)
         return self.record(self.account.answered(usage), status)
 
-    def record(self, share: Share, status: int = 200, id: str | None = None) -> str:
+    def probe(self, seconds: float) -> str:
+        """An inference of the platform's own."""
+        inside = self.metered.enter(2)
+        self.clock.advance(seconds)
+        return self.record(self.account.answered(self.metered.leave(inside)), reason="probe")
+
+    def record(self, share: Share, status: int = 200, id: str | None = None, reason: str | None = None) -> str:
         request_id = id or f"{self.journal.origin.writer}-{next(_numbers)}"
         line = self._lines.line(
             id=request_id,
             mono_ns=self.clock.monotonic_ns(),
             wall_ns=self.clock.wall_ns(),
             status=status,
-            charged=status < 500,
-            reason=None if status < 500 else "error",
+            charged=status < 500 and reason is None,
+            reason=reason if status < 500 else "error",
             rows=1,
             batch_rows=1,
             queue_us=10,

@@ -202,3 +202,19 @@ def test_the_costs_of_requests_and_of_the_rest_sum_to_the_bill(story: Story) -> 
     of_requests = sum(record["cost_nano"] for record in found)
     on_bill = bill.cost_nano["cold"] + bill.cost_nano["billed"] + bill.cost_nano["request"]
     assert abs(of_requests - on_bill) <= len(ids), "each is rounded once"
+
+
+def test_inferences_of_the_platforms_own_cost_what_they_used_and_are_nobodys_requests(tmp_path: Path) -> None:
+    story = Story(tmp_path)
+    replica = Recorded(story.journal, story.clock, "digits")
+    replica.start(0.1)
+    replica.probe(0.5)
+    replica.serve(0.25)
+    replica.drain()
+    replica.exit()
+    story.sync()
+    total = story.bill("deployment").total
+    assert (total.requests, total.charged, total.probes, total.cold_starts, total.rows) == (1, 1, 1, 0, 1)
+    assert total.as_json()["uncharged"] == 0
+    assert total.core_us["billed"] == 2 * 750_000
+    story.journal.close()
