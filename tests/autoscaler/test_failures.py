@@ -12,9 +12,9 @@ from autoscaler.replica import ReplicaState
 from serve.core.clock import NS_PER_S
 from serve.core.errors import FilesMissing, ModelFailed, ModelInvalid, ModelUnsupported, PublishError
 from serve.core.events import ExitReason, Failed
-from serve.core.ids import ReplicaId
+from serve.core.ids import ReplicaId, RevisionKey
 from serve.core.revision import State
-from tests.autoscaler.world import a_world
+from tests.autoscaler.world import World, a_world
 
 pytestmark = pytest.mark.looptime
 
@@ -94,8 +94,37 @@ async def test_arrivals_refused_with_the_failure_are_no_reason_for_another_try(t
         (late,) = world.pool.ask(key, duration_s=0.1)
         await asyncio.sleep(0.02)
         assert isinstance(late.error, ModelFailed)
+        world.pool.ask(key, duration_s=0.1)
         await asyncio.sleep(600)
         assert len(world.driver.ordered) == 3
+
+
+async def test_failed_starts_beside_a_ready_replica_do_not_fail_the_revision(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        key = world.add(min=1, max=2)
+        await asyncio.sleep(1)
+        world.driver.behaviour("digits").dies_loading = True
+        requests = world.pool.ask(key, duration_s=4, count=5)
+        await asyncio.sleep(15)
+        assert fleet_failures(world) >= 3
+        assert world.autoscaler.failure_of(key) is None
+        assert world.autoscaler.state_of(key) is State.READY
+        await asyncio.sleep(10)
+        assert all(request.answered_ns for request in requests), "the one that runs answers them all"
+
+
+async def test_success_makes_earlier_failures_forgotten(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        key = world.add(idle=1)
+        for _ in range(2):
+            world.driver.behaviour("digits").dies_loading = True
+            failed_before = fleet_failures(world)
+            (request,) = world.pool.ask(key, duration_s=0.1)
+            await world.until(lambda failed_before=failed_before: fleet_failures(world) == failed_before + 2)  # type: ignore[misc]
+            world.driver.behaviour("digits").dies_loading = False
+            await asyncio.sleep(5)
+            assert request.answered_ns
+            assert world.autoscaler.failure_of(key) is None
 
 
 async def test_failed_revision_refuses_at_once_during_its_pause_and_recovers_with_new_demand_after_it(
@@ -216,6 +245,20 @@ async def test_replica_that_will_not_drain_is_killed_after_the_drain_timeout(tmp
         assert world.pool.gone[0].reason is ExitReason.STOPPED
 
 
+async def test_replica_is_told_to_drain_once_and_only_after_it_was_retired(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        world.add(min=1)
+        await asyncio.sleep(1)
+        (replica,) = world.running()
+        world.autoscaler.replica_empty(ReplicaId(replica))
+        assert world.driver.drains == []
+        removing = asyncio.ensure_future(world.autoscaler.remove(RevisionKey("digits", 1)))
+        await asyncio.sleep(0.001)
+        world.autoscaler.replica_empty(ReplicaId(replica))
+        await removing
+        assert world.driver.drains == [replica]
+
+
 async def test_new_request_while_the_last_replica_drains_starts_another(tmp_path: Path) -> None:
     async with a_world(tmp_path) as world:
         key = world.add(idle=5)
@@ -259,3 +302,8 @@ async def test_publishing_hears_the_exit_of_a_process_that_died_without_a_word(t
         world.driver.behaviour("digits").dies_loading = True
         with pytest.raises(PublishError, match="exit status 1"):
             await world.autoscaler.warm(key)
+
+
+def fleet_failures(world: World) -> int:
+    """Return how many starts of the deployment failed so far."""
+    return sum("did not become ready" in reason for reason in world.reasons())

@@ -124,6 +124,24 @@ async def test_use_is_forgotten_with_the_last_replica(tmp_path: Path) -> None:
         assert not world.running("once-popular")
 
 
+async def test_requests_nobody_has_read_yet_count_when_a_victim_is_chosen(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=90) as world:
+        recent, other = world.add("recent", concurrency=20), world.add("other", concurrency=20)
+        newcomer = world.add("newcomer")
+        for _ in range(4):
+            world.pool.ask(other, duration_s=0.01)
+            await asyncio.sleep(2)
+        world.pool.ask(recent, duration_s=0.01)
+        await asyncio.sleep(5)
+        for _ in range(10):
+            world.pool.ask(recent, duration_s=0.01)
+            await asyncio.sleep(0.02)
+        world.pool.ask(newcomer, duration_s=0.01)
+        await asyncio.sleep(1)
+        assert world.running("recent")
+        assert not world.running("other")
+
+
 async def test_what_was_used_often_but_long_ago_loses_against_what_is_used_now(tmp_path: Path) -> None:
     async with a_world(tmp_path, budget_mib=90) as world:
         old = world.add("old", idle=36_000)

@@ -87,6 +87,7 @@ class FakeDriver:
         """Every replica whose start was asked for, in order."""
         self.ordered_at_ns: list[int] = []
         self.kills: list[tuple[str, ExitReason]] = []
+        self.drains: list[str] = []
         self.log_files: list[Path] = []
         self._clock = clock
         self._pid = 1000
@@ -117,6 +118,7 @@ class FakeDriver:
         return StartedReplica(process.pid, FrameLink(process.sock, NoReceiver()))
 
     def drain(self, replica_id: ReplicaId) -> None:
+        self.drains.append(replica_id)
         process = self.processes[replica_id]
         if not process.behaviour.never_drains:
             process.pending.append(self._loop.call_later(process.behaviour.drain_s, self._drained, process))
