@@ -22,7 +22,15 @@ from activator.infer import AwaitedCall, ClientLeft, infer
 from activator.pick import choose
 from activator.server import CYCLE, respond
 from serve.core.clock import NS_PER_S, Clock
-from serve.core.errors import Draining, ModelFailed, Publishing, ServeError, UnknownVersion
+from serve.core.errors import (
+    Draining,
+    ExecutionTimeout,
+    ModelFailed,
+    Publishing,
+    ReplicaLost,
+    ServeError,
+    UnknownVersion,
+)
 from serve.core.events import Drained, Event, Phase, Ready, Stats
 from serve.core.frames import Codec
 from serve.core.ids import ReplicaId, RequestId, RequestIds, RevisionKey
@@ -173,7 +181,7 @@ class Activator:
         return self._gates[key]
 
     async def _refuse(self, cycle: Any, error: ServeError, request_id: RequestId) -> None:
-        self.count_refusal(error)
+        self.count_refusal(error, request_id)
         if cycle.more_body and not any(name == b"content-length" for name, _ in cycle.scope["headers"]):
             cycle.keep_alive = False  # a body without end; one of known length is read and dropped
         await respond(cycle, error.status, error_headers(error, request_id), orjson.dumps(error.body(request_id)))
@@ -196,8 +204,11 @@ class Activator:
         self._metrics.answered(gate.key.name, status, now_ns)
         self._metrics.request_seconds.observe(call.is_cold, (now_ns - call.received_ns) / NS_PER_S)
 
-    def count_refusal(self, error: ServeError) -> None:
+    def count_refusal(self, error: ServeError, request_id: RequestId) -> None:
+        """Count a request that got no answer of a replica's; those that reached one are worth a line in the log."""
         self._metrics.refusals.labels(error.code).inc()
+        if isinstance(error, ReplicaLost | ExecutionTimeout):
+            log.warning("a request failed", extra={"request_id": request_id, "code": error.code, "error": str(error)})
 
     # ReplicaPool ----------------------------------------------------------------------------------------------------
 

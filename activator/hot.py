@@ -31,7 +31,7 @@ class HotApp(Protocol):
 
     def count(self, gate: Gate, call: Call, status: int) -> None: ...
 
-    def count_refusal(self, error: ServeError) -> None: ...
+    def count_refusal(self, error: ServeError, request_id: RequestId) -> None: ...
 
 
 class HotDoor:
@@ -113,7 +113,7 @@ class _HotCall(Call):
         if outcome is None:
             return
         if isinstance(outcome, ServeError):
-            self._app.count_refusal(outcome)
+            self._app.count_refusal(outcome, self.request_id)
             headers, status = error_headers(outcome, self.request_id), outcome.status
             body: bytes | memoryview = orjson.dumps(outcome.body(self.request_id))
         else:

@@ -21,6 +21,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_stopped = False
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
@@ -38,10 +39,13 @@ class Lifecycle:
         task = self._group.create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        if self._is_stopped:
+            task.cancel()
         return task
 
     def stop(self) -> None:
-        """Cancel every task that still runs; leaving the block waits for them."""
+        """Cancel every task that still runs, and any that is spawned later; leaving the block waits for them."""
+        self._is_stopped = True
         for task in self._tasks:
             task.cancel()
 

@@ -116,3 +116,9 @@ async def test_a_task_may_stop_the_lifecycle_it_lives_in() -> None:
         lifecycle.spawn("bystander", bystander.run())
         lifecycle.spawn("signal", on_signal())
     assert bystander.ended == "cancelled"
+
+
+async def test_a_task_spawned_after_stop_does_not_keep_the_block_open() -> None:
+    async with asyncio.timeout(5), Lifecycle() as lifecycle:
+        lifecycle.stop()
+        lifecycle.spawn("late", asyncio.Event().wait())
