@@ -1,4 +1,4 @@
-"""Memory for replicas: who is let in, who waits in line, which idle replica goes."""
+"""Memory and cores for replicas: who is let in, who waits in line, which idle replica goes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from serve.core.scaling import ReplicaPool
 
 
 class Admission:
-    """The memory budget of this machine. Owned by the loop."""
+    """The memory budget of this machine, and its cores. Owned by the loop."""
 
     def __init__(
         self,
@@ -25,6 +25,7 @@ class Admission:
         decisions: DecisionLog,
         *,
         budget_bytes: int,
+        cores: int,
         on_memory_learned: Callable[[RevisionKey, int], None] | None,
     ) -> None:
         self.waiting: dict[RevisionKey, None] = {}
@@ -36,6 +37,7 @@ class Admission:
         self._actuator = actuator
         self._decisions = decisions
         self._budget_bytes = budget_bytes
+        self._cores = cores
         self._on_memory_learned = on_memory_learned
 
     def try_for(self, fleet: Fleet) -> Verdict:
@@ -54,6 +56,17 @@ class Admission:
             case capacity.Admitted():
                 pass
         return verdict
+
+    def crowded(self, fleet: Fleet) -> str | None:
+        """Return why a further replica of a fleet that has one should wait for cores; None where it need not."""
+        if not fleet.live:
+            return None  # what runs at all is the scheduler's business
+        busy_cores = sum(
+            other.revision.threads
+            for other, replica in self._actuator.replicas.values()
+            if replica.ready is None or self._pool.replica_in_flight(replica.id)
+        )
+        return capacity.crowded(fleet.revision.threads, busy_cores, self._cores)
 
     def leave_line(self, fleet: Fleet) -> None:
         self.waiting.pop(fleet.key, None)

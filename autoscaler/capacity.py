@@ -22,6 +22,9 @@ PROCESS_BYTES = 64 * _MIB
 """A process with its libraries before any model, executed anew. One forked from the zygote shares most of it."""
 
 
+CORES_OVERCOMMIT = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """The budget and what is taken of it."""
@@ -76,6 +79,20 @@ class TooLarge:
 
 
 Verdict = Admitted | Evict | Wait | TooLarge
+
+
+def crowded(need_cores: int, busy_cores: int, cores: int) -> str | None:
+    """Say why one more replica would only make those that compute slower; None where there are cores for it.
+
+    `busy_cores`: granted to replicas that start or have requests inside. Twice the machine's cores are given out: a
+    replica with requests inside does not compute all the time.
+    """
+    limit = CORES_OVERCOMMIT * cores
+    if busy_cores + need_cores <= limit:
+        return None
+    return (
+        f"replicas that start or run requests hold {busy_cores} of {limit} cores ({cores} here): more would be slower"
+    )
 
 
 def value(age: float, uses: int, cold_start_s: float, memory_bytes: int) -> float:

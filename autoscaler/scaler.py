@@ -48,6 +48,7 @@ class Scaler:
         lifecycle: Lifecycle,
         *,
         memory_budget_bytes: int,
+        cores: int,
         logs: Path,
         drain_timeout_s: float,
         on_memory_learned: Callable[[RevisionKey, int], None] | None,
@@ -74,6 +75,7 @@ class Scaler:
             self.actuator,
             self.decisions,
             budget_bytes=memory_budget_bytes,
+            cores=cores,
             on_memory_learned=on_memory_learned,
         )
         self._pool = pool
@@ -125,7 +127,12 @@ class Scaler:
 
     def _grow(self, fleet: Fleet, observed: Observed, decision: Decision) -> None:
         live = observed.live
+        reason = decision.reason
         while live < decision.replicas:
+            crowded = self._admission.crowded(fleet)
+            if crowded is not None:
+                reason += f"; {crowded}"
+                break
             verdict = self._admission.try_for(fleet)
             if isinstance(verdict, TooLarge):
                 self._end_warm(fleet, PublishError(verdict.reason))
@@ -135,7 +142,7 @@ class Scaler:
             self.actuator.start(fleet)
             live += 1
         if live > observed.live:
-            self.decisions.add(fleet.key, observed.live, live, decision.reason)
+            self.decisions.add(fleet.key, observed.live, live, reason)
         if live == decision.replicas:
             self._admission.leave_line(fleet)
 

@@ -90,6 +90,7 @@ class Platform:
             self.metrics,
             lifecycle,
             memory_budget_bytes=int(settings.memory_budget or machine.memory_bytes() * _MEMORY_SHARE),
+            cores=machine.cores(),
             logs=home.logs,
             drain_timeout_s=settings.drain_timeout,
             on_memory_learned=lambda key, size_bytes: self.control.memory_learned(key, size_bytes),

@@ -311,7 +311,7 @@ class FakePool:
 class World:
     """One autoscaler on virtual time, with everything around it."""
 
-    def __init__(self, lifecycle: Lifecycle, logs: Path, budget_bytes: int, drain_timeout_s: float) -> None:
+    def __init__(self, lifecycle: Lifecycle, logs: Path, budget_bytes: int, cores: int, drain_timeout_s: float) -> None:
         self.loop = asyncio.get_running_loop()
         self.clock = LoopClock()
         self.metrics = Metrics()
@@ -326,6 +326,7 @@ class World:
             self.metrics,
             lifecycle,
             memory_budget_bytes=budget_bytes,
+            cores=cores,
             logs=logs,
             drain_timeout_s=drain_timeout_s,
             on_memory_learned=lambda key, size: self.learned.append((key, size)),
@@ -377,10 +378,12 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def a_world(logs: Path, *, budget_mib: int = 10_000, drain_timeout_s: float = 30.0) -> AsyncIterator[World]:
+async def a_world(
+    logs: Path, *, budget_mib: int = 10_000, cores: int = 1000, drain_timeout_s: float = 30.0
+) -> AsyncIterator[World]:
     """Run a world; at its end every replica must be gone and no timer left."""
     async with Lifecycle() as lifecycle:
-        world = World(lifecycle, logs, budget_mib * MIB, drain_timeout_s)
+        world = World(lifecycle, logs, budget_mib * MIB, cores, drain_timeout_s)
         yield world
         await world.autoscaler.shutdown(5.0)
         assert not world.driver.processes
