@@ -116,33 +116,38 @@ class ChildProcess:
 
     def _ended(self) -> None:
         """The process is a zombie: end what it left in its session, then reap."""
+        if self._pidfd < 0:
+            return
         self._loop.remove_reader(self._pidfd)
         if self._owns_session:
             # While the zombie stands, its group id is nobody else's.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
-        try:
-            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
-        except ChildProcessError:
-            # It ended before the process between it and us did: it becomes ours any moment.
+        status = self._reap()
+        if status is None:
             self._tries += 1
-            if self._tries < _RETRIES:
-                self._loop.call_later(_RETRY_S, self._ended_again)
-                return
-            result = None
+            self._loop.call_later(_RETRY_S, self._ended_again)
+            return
         os.close(self._pidfd)
         self._pidfd = -1
-        if result is None:
-            status = ExitStatus(None, None)
-        elif result.si_code == os.CLD_EXITED:
-            status = ExitStatus(result.si_status, None)
-        else:
-            status = ExitStatus(None, result.si_status)
         self._tries = 0
         self._reap_group(status)
 
     def _ended_again(self) -> None:
         self._loop.add_reader(self._pidfd, self._ended)
+
+    def _reap(self) -> ExitStatus | None:
+        """Return how it ended; None where it cannot be reaped yet."""
+        try:
+            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            # It ended before the process between it and us did: it becomes ours any moment, or it was another's.
+            return None if self._tries < _RETRIES else ExitStatus(None, None)
+        if result is None:
+            return None
+        if result.si_code == os.CLD_EXITED:
+            return ExitStatus(result.si_status, None)
+        return ExitStatus(None, result.si_status)
 
     def _reap_group(self, status: ExitStatus) -> None:
         """Reap what the process left behind: orphans below us are our children, and they were killed."""
