@@ -61,10 +61,11 @@ class Admission:
         """Return why a further replica of a fleet that has one should wait for cores; None where it need not."""
         if not fleet.live:
             return None  # what runs at all is the scheduler's business
+        # Its own count even if they run nothing at this instant: requests wait for them.
         busy_cores = sum(
             other.revision.threads
             for other, replica in self._actuator.replicas.values()
-            if replica.ready is None or self._pool.replica_in_flight(replica.id)
+            if other is fleet or replica.ready is None or self._pool.replica_in_flight(replica.id)
         )
         return capacity.crowded(fleet.revision.threads, busy_cores, self._cores)
 

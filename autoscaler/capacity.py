@@ -84,14 +84,14 @@ Verdict = Admitted | Evict | Wait | TooLarge
 def crowded(need_cores: int, busy_cores: int, cores: int) -> str | None:
     """Say why one more replica would only make those that compute slower; None where there are cores for it.
 
-    `busy_cores`: granted to replicas that start or have requests inside. Twice the machine's cores are given out: a
+    `busy_cores`: granted to replicas that start or have requests. Twice the machine's cores are given out: a
     replica with requests inside does not compute all the time.
     """
     limit = CORES_OVERCOMMIT * cores
     if busy_cores + need_cores <= limit:
         return None
     return (
-        f"replicas that start or run requests hold {busy_cores} of {limit} cores ({cores} here): more would be slower"
+        f"replicas that start or have requests hold {busy_cores} of {limit} cores ({cores} here): more would be slower"
     )
 
 
