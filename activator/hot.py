@@ -11,10 +11,11 @@ from typing import Protocol
 
 import orjson
 
+from activator.answer import write_answer
 from activator.calls import Call, Outcome
 from activator.gate import Gate
 from activator.head import Head, answer_headers, error_headers
-from activator.server import FrontDoorProtocol, HotRequest, write_answer
+from activator.server import FrontDoorProtocol, HotRequest
 from serve.core.clock import Clock
 from serve.core.errors import ServeError
 from serve.core.ids import RequestId, RequestIds

@@ -12,13 +12,13 @@ import contextlib
 import functools
 import socket
 from collections.abc import Callable, Iterator
-from email.utils import formatdate
 from typing import Any, Protocol
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from serve.core.clock import NS_PER_S, SystemClock
+from activator.answer import write_answer
+from activator.reading import RequestReader
 
 CYCLE = "serve.cycle"
 """Key in the ASGI scope: the cycle of this request, for `respond` and `on_leave`."""
@@ -48,7 +48,7 @@ class HotPath(Protocol):
         """Take the request whose head was just read, or return None: then it goes through ASGI."""
 
 
-class FrontDoorProtocol(HttpToolsProtocol):
+class FrontDoorProtocol(RequestReader):
     """One client connection."""
 
     def __init__(self, *args: Any, hot_path: HotPath | None = None, **options: Any) -> None:
@@ -61,14 +61,7 @@ class FrontDoorProtocol(HttpToolsProtocol):
 
     # Parser callbacks: what uvicorn prepares for ASGI is prepared only for requests that go there.
 
-    def on_message_begin(self) -> None:
-        self.url = b""
-        self.headers = []
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
+    def head_complete(self) -> None:
         if self._hot_path is not None and (self.cycle is None or self.cycle.response_complete):
             hot = self._hot_path.admit(self)
             if hot is not None:
@@ -76,12 +69,12 @@ class FrontDoorProtocol(HttpToolsProtocol):
                 self.cycle = hot  # type: ignore[assignment]
                 return
         url, headers = self.url, self.headers
-        super().on_message_begin()
+        HttpToolsProtocol.on_message_begin(self)
         self.url, self.headers[:] = url, headers
         self.expect_100_continue = any(
             name == b"expect" and value.lower() == b"100-continue" for name, value in headers
         )
-        super().on_headers_complete()
+        HttpToolsProtocol.on_headers_complete(self)
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         scope[CYCLE] = self.cycle
 
@@ -95,10 +88,14 @@ class FrontDoorProtocol(HttpToolsProtocol):
         hot, self._hot = self._hot, None
         if hot is not None:
             hot.complete()
-        else:
+        elif not self.parser.should_upgrade():
             super().on_message_complete()
 
     # Connection
+
+    @property
+    def is_owing(self) -> bool:
+        return self._active is not None and not self._active.response_complete
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
@@ -172,50 +169,6 @@ async def respond(cycle: RequestResponseCycle, status: int, headers: bytes, body
     cycle.response_complete = True
     cycle.message_event.set()
     cycle.on_response()
-
-
-def write_answer(
-    transport: asyncio.Transport,
-    status: int,
-    headers: bytes,
-    body: bytes | memoryview,
-    *,
-    content_length: int,
-    keep_alive: bool,
-) -> None:
-    """Write head and body; close behind them unless `keep_alive`."""
-    head = b"%b%bcontent-length: %d\r\ndate: %b\r\n%b\r\n" % (
-        STATUS_LINE[status],
-        headers,
-        content_length,
-        _DATE.value(),
-        b"" if keep_alive else b"connection: close\r\n",
-    )
-    if len(body) < 65_536:
-        transport.write(head + body)
-    else:
-        transport.writelines((head, body))
-    if not keep_alive:
-        transport.close()
-
-
-class _DateHeader:
-    """The Date header's value, made once a second."""
-
-    def __init__(self) -> None:
-        self._made_s = 0
-        self._value = b""
-
-    def value(self) -> bytes:
-        now_s = _CLOCK.wall_ns() // NS_PER_S
-        if now_s != self._made_s:
-            self._made_s = now_s
-            self._value = formatdate(now_s, usegmt=True).encode()
-        return self._value
-
-
-_CLOCK = SystemClock()
-_DATE = _DateHeader()
 
 
 class FrontDoor(uvicorn.Server):
