@@ -35,4 +35,4 @@ async def test_another_deployment_gets_its_first_replica_however_busy_the_cores_
 
 def test_the_sentence_has_the_figures() -> None:
     assert crowded(1, 3, 2) is None
-    assert crowded(2, 3, 2) == ("replicas that start or run requests hold 3 of 4 cores (2 here): more would be slower")
+    assert crowded(2, 3, 2) == ("replicas that start or have requests hold 3 of 4 cores (2 here): more would be slower")
