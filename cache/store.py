@@ -119,8 +119,8 @@ class ModelStore:
 
     # Bringing bytes in -----------------------------------------------------------------------------------------------
 
-    async def put_blob(self, sha256: str, size: int, chunks: AsyncIterator[bytes]) -> None:
-        """Store one content of `size` bytes. Returns without reading `chunks` where it is here already.
+    async def put_blob(self, sha256: str, size: int, chunks: AsyncIterator[bytes]) -> bool:
+        """Store one content of `size` bytes. Returns False, without reading `chunks`, where it is here already.
 
         Where somebody else is writing the same content, waits for them; if they fail, writes it from `chunks`.
         Raises SourceChanged (other bytes than announced), SourceUnreachable (nothing came for a long time),
@@ -130,13 +130,14 @@ class ModelStore:
         while (landed := self._flights.get(sha256)) is not None:
             await landed.wait()
         if sha256 in self._index.hold(sha256, (sha256,)):
-            return
+            return False
         landed = self._flights[sha256] = asyncio.Event()
         try:
             await self._receive(chunks, size, sha256)
         finally:
             del self._flights[sha256]
             landed.set()
+        return True
 
     async def receive(self, chunks: AsyncIterator[bytes], size_bytes: int | None = None) -> tuple[str, int]:
         """Store a content whose digest is not known beforehand; return its sha256 and size in bytes.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cache.manifest import FileEntry, Manifest
 from serve.control.answers import json_response
 from serve.control.ports import Store
 from serve.core.errors import BadRequest, TooLarge
@@ -27,13 +26,10 @@ class Uploads:
         if not announced.isascii() or not announced.isdigit():
             raise BadRequest("an upload needs Content-Length: send the file's size with it")
         size_bytes = int(announced)
-        entry = FileEntry("blob", size_bytes, sha256)  # refuses what is no digest
         if size_bytes > self._store.budget_bytes:
             raise TooLarge(
                 f"the file has {size_bytes} bytes, the whole store {self._store.budget_bytes}; start the platform with "
                 "a larger SERVE_STORE_BUDGET"
             )
-        if not self._store.missing(Manifest((entry,))):
-            return json_response({"sha256": sha256, "size": size_bytes})
-        await self._store.put_blob(sha256, size_bytes, request.stream())
-        return json_response({"sha256": sha256, "size": size_bytes}, 201)
+        is_new = await self._store.put_blob(sha256, size_bytes, request.stream())
+        return json_response({"sha256": sha256, "size": size_bytes}, 201 if is_new else 200)

@@ -122,6 +122,7 @@ async def test_two_puts_of_one_content_write_it_once(tmp_path: Path) -> None:
         assert not waiting.done()
         first.go_on.set()
     assert not second.started.is_set()
+    assert waiting.result() is False, "it was here already"
     assert store.used_bytes == 7
 
 
@@ -152,7 +153,7 @@ async def test_the_second_put_takes_over_when_the_first_sends_other_bytes(tmp_pa
         return_exceptions=True,
     )
     assert isinstance(results[0], SourceChanged)
-    assert results[1] is None
+    assert results[1] is True
     assert store.used_bytes == 7
 
 

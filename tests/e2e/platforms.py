@@ -47,8 +47,13 @@ class RunningPlatform:
         self.mark = str(self.home.path)
         self._flags = ("--home", self.mark, "--port", "0", *flags)
         base = {key: value for key, value in os.environ.items() if key in _KEPT}
-        self._base = base | {"HOME": str(folder), "SERVE_HOME": str(self.home.path), MARK: self.mark, "COLUMNS": "200"}
-        self._environment = self._base | environment
+        self.environment = base | {
+            "HOME": str(folder),
+            "SERVE_HOME": str(self.home.path),
+            MARK: self.mark,
+            "COLUMNS": "200",
+        }
+        self._settings = environment
         self._process: subprocess.Popen[bytes] | None = None
         self._http = httpx.Client(timeout=30.0)
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +69,7 @@ class RunningPlatform:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
-                env=self._environment,
+                env=self.environment | self._settings,
                 start_new_session=True,
             )
         return self._process
@@ -152,16 +157,16 @@ class RunningPlatform:
             capture_output=True,
             text=True,
             cwd=self.folder,
-            env=self._base | environment,
+            env=self.environment | environment,
             timeout=60,
             check=False,
         )
         assert "Traceback" not in done.stderr, done.stderr
         return Result(done.returncode, done.stdout, done.stderr)
 
-    def deploy(self, model: Path | str, *flags: str) -> dict[str, Any]:
+    def deploy(self, *arguments: Path | str) -> dict[str, Any]:
         """Deploy with the command; return the receipt."""
-        result = self.cli("deploy", str(model), *flags, "--json")
+        result = self.cli("deploy", *map(str, arguments), "--json")
         assert result.exit_code == 0, (result.out, result.err, self.log())
         receipt: dict[str, Any] = result.json
         return receipt
