@@ -79,7 +79,8 @@ class InputPlan:
             dims,
             elements,
             size=elements * self.datatype.size if is_plain else -1,
-            pack=packer(code, elements) if is_plain and code else None,
+            # `struct` refuses what no memory could hold; nor could any data fit such a shape.
+            pack=packer(code, elements) if is_plain and code and elements <= MAX_DIM else None,
         )
         if len(self.known) >= CACHE_ENTRIES:
             self.known.clear()

@@ -170,6 +170,15 @@ def test_a_binary_bool_is_zero_or_one() -> None:
         EchoModel(("BOOL", [-1])).decode({"inputs": [item]}, b"\x01\x02")
 
 
+@pytest.mark.parametrize("datatype", ["FP32", "INT64", "UINT8", "FP16", "BOOL", "BYTES"])
+@pytest.mark.parametrize("data", [[1, 2], [], None])
+def test_a_shape_of_more_elements_than_64_bits_count_is_refused(datatype: str, data: list[int] | None) -> None:
+    item: dict[str, Any] = {"name": "in_0", "shape": [2**31 - 1] * 3, "datatype": datatype}
+    item |= {"parameters": {"binary_data_size": 8}} if data is None else {"data": data}
+    with pytest.raises(RequestRejected, match=r"Shape does not match|byte size mismatch|expecting|cannot carry"):
+        EchoModel((datatype, [-1, -1, -1])).decode({"inputs": [item]}, b"\0" * 8 if data is None else None)
+
+
 @pytest.mark.parametrize("data", [[0, 1], ["true", True], [None, True], [True, [True]]])
 def test_a_bool_is_true_or_false(data: list[Any]) -> None:
     item = {"name": "in_0", "shape": [2], "datatype": "BOOL", "data": data}
