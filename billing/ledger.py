@@ -1,7 +1,8 @@
 """The ledger: the journal in SQLite, so that it can be asked. Written by one process, read by many.
 
 Ingest is idempotent: offset and records of a stretch of journal enter in one transaction, and records have ids made by
-the server. Totals are computed when asked for, never incremented.
+the server. Two processes at once disturb nothing: each looks, in the transaction, how far the other came. Totals are
+computed when asked for, never incremented.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _PRICE = """INSERT INTO prices VALUES (:version, :effective_ns, :currency, :core
 _WRITER = "INSERT INTO writers VALUES (:writer, :boot, :pid, :wall_ns) ON CONFLICT (writer) DO NOTHING"
 _GONE = "INSERT INTO gone VALUES (?) ON CONFLICT (writer) DO NOTHING"
 _PROBLEM = "INSERT INTO problems VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_TAKEN = "SELECT offset FROM files WHERE writer = ? AND segment = ?"
 _OFFSET = "INSERT INTO files VALUES (?, ?, ?) ON CONFLICT (writer, segment) DO UPDATE SET offset = excluded.offset"
 
 _BAD_RECORD = (
@@ -110,19 +112,26 @@ class Ledger:
         while batch := list(itertools.islice(entries, _RECORDS_PER_TRANSACTION)):
             self.connection.execute("BEGIN IMMEDIATE")
             try:
-                begin = offset
-                for record, offset in batch:
+                # The ledger process of a platform that was killed may still be taking in the same file.
+                taken = self._offset(writer, segment)
+                for record, end_of_line in batch:
+                    begin, offset = offset, end_of_line
+                    if offset <= taken:
+                        continue
                     sentence = record.sentence if isinstance(record, Problem) else self._take(record)
                     if sentence is not None:
                         self.connection.execute(_PROBLEM, (writer, segment, begin, sentence))
-                    begin = offset
-                self.connection.execute(_OFFSET, (writer, segment, offset))
+                    count += 1
+                self.connection.execute(_OFFSET, (writer, segment, max(offset, taken)))
                 self.connection.execute("COMMIT")
             except BaseException:
                 self.connection.execute("ROLLBACK")
                 raise
-            count += len(batch)
         return count
+
+    def _offset(self, writer: str, segment: str) -> int:
+        row = self.connection.execute(_TAKEN, (writer, segment)).fetchone()
+        return 0 if row is None else int(row[0])
 
     def _take(self, record: dict[str, Any]) -> str | None:
         """Store one record; return a sentence where it is none that can be stored."""

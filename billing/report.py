@@ -30,6 +30,8 @@ _CORES_CHARGED = frozenset({"cold", "billed", "lost"})
 """Idle and drain charge memory only."""
 _FEE = "request"
 _EARLIEST_NS, _LATEST_NS = -(1 << 62), 1 << 62
+"""Bounds of every question: SQLite's integers have 64 bits, and people write dates like 9999-12-31."""
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 _REQUESTS = """
     SELECT requests.deployment, requests.revision, coalesce(lives.labels, '{}') AS labels,
@@ -101,13 +103,22 @@ class Report:
         }
 
     def as_csv(self) -> str:
-        """Return a header and the rows, without the total: columns can be summed."""
+        """Return a header and the rows, without the total: columns can be summed.
+
+        A label value that a spreadsheet would run as a formula has an apostrophe before it.
+        """
         text = io.StringIO()
         columns = ["currency", *self.total.as_json()]
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({"currency": self.currency} | row.as_json() for row in self.rows)
+        writer.writerows(
+            {"currency": self.currency} | row.as_json() | {"group": _as_text(row.group)} for row in self.rows
+        )
         return text.getvalue()
+
+
+def _as_text(group: str | None) -> str | None:
+    return f"'{group}" if group and group.startswith(_FORMULA_STARTS) else group
 
 
 class _Tally:
@@ -125,8 +136,8 @@ def report(ledger: Path, by: str, since_ns: int | None, until_ns: int | None, pr
     ledger cannot be read.
     """
     grouping = Grouping.parse(by)
-    begin_ns = _EARLIEST_NS if since_ns is None else since_ns
-    end_ns = _LATEST_NS if until_ns is None else until_ns
+    begin_ns = _EARLIEST_NS if since_ns is None else max(_EARLIEST_NS, min(since_ns, _LATEST_NS))
+    end_ns = _LATEST_NS if until_ns is None else max(_EARLIEST_NS, min(until_ns, _LATEST_NS))
     tallies: defaultdict[str | None, _Tally] = defaultdict(_Tally)
     with closing(open_read_only(ledger)) as connection:
         for life in read_lives(connection):

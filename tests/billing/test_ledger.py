@@ -75,6 +75,22 @@ def test_every_record_is_taken_in_exactly_once_however_often_it_is_told(
     assert rows(ledger) | {"problems": []} == before
 
 
+def test_two_ledger_processes_at_once_take_in_every_record_once(
+    journal: Journal, clock: VirtualClock, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_life(journal, clock)
+    journal.flush()
+    with closing(Ledger(tmp_path / "ledger.db")) as other:
+        before = other.offsets()
+        ledger.ingest(tmp_path / "journal")
+        whole, offsets = rows(ledger), ledger.offsets()
+        monkeypatch.setattr(other, "offsets", lambda: before)  # it had looked before the first one was done
+        assert other.ingest(tmp_path / "journal") == 0
+    assert rows(ledger) == whole
+    assert ledger.offsets() == offsets
+    assert not whole["problems"]
+
+
 def test_only_what_is_new_is_read(journal: Journal, clock: VirtualClock, ledger: Ledger, tmp_path: Path) -> None:
     replica = Recorded(journal, clock)
     journal.flush()

@@ -167,6 +167,24 @@ def test_csv_and_json_say_the_same_with_the_same_keys(story: Story) -> None:
     assert list(rows[0])[:4] == ["currency", "group", "requests", "charged"]
 
 
+@pytest.mark.parametrize("value", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1"])
+def test_a_label_never_reaches_a_spreadsheet_as_a_formula(tmp_path: Path, value: str) -> None:
+    story = Story(tmp_path)
+    story.life("digits", {"team": value})
+    story.sync()
+    bill = story.bill("label:team")
+    (row,) = csv.DictReader(io.StringIO(bill.as_csv()))
+    assert row["group"] == "'" + value
+    assert bill.rows[0].group == value
+    story.journal.close()
+
+
+def test_dates_beyond_what_a_ledger_can_hold_are_as_good_as_no_limit(story: Story) -> None:
+    far_ns = 1 << 80
+    assert story.bill("day", -far_ns, far_ns).rows == story.bill("day").rows
+    assert story.bill("deployment", far_ns).rows == story.bill("deployment", None, -far_ns).rows == []
+
+
 def test_one_request_can_be_asked_for_with_its_cost(story: Story) -> None:
     first, second, failed = story.life("asked", {"team": "qa"})
     story.sync()
