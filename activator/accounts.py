@@ -13,7 +13,6 @@ from billing.attribute import LifeAccount
 from billing.journal import Journal
 from billing.prices import COST_DENOMINATOR, PriceBook, Prices, round_half_even
 from serve.core.clock import NS_PER_US, Clock
-from serve.core.errors import ServeError
 from serve.core.frames import ResponseHead, Usage
 from serve.core.ids import ReplicaId
 from serve.core.metrics import Metrics
@@ -120,7 +119,7 @@ class Accounts:
         share = account.meter.answered(usage)
         wall_ns = self._clock.wall_ns()
         prices, version = self._prices_at(wall_ns)
-        status = STATUS_CLIENT_LEFT if call.is_left else head.status
+        status = status_of_left(call)[0] if call.is_left else head.status
         charged, reason = _charged(call, status)
         cost_nano = 0
         if charged:
@@ -151,8 +150,8 @@ class Accounts:
         )
         return Reply(head, body, usage, replica.static_headers, cost_nano, self._book.currency)
 
-    def lost(self, replica: ReplicaConnection, call: Call, error: ServeError) -> None:
-        """A call died with its replica and is answered with `error`: recorded, never charged."""
+    def lost(self, replica: ReplicaConnection, call: Call, status: int, reason: str) -> None:
+        """A call died with its replica and is not tried again: recorded, never charged."""
         account = self._accounts.get(replica.id)
         if account is None:
             return
@@ -162,9 +161,9 @@ class Accounts:
                 id=call.request_id,
                 mono_ns=now_ns,
                 wall_ns=self._clock.wall_ns(),
-                status=error.status,
+                status=status,
                 charged=False,
-                reason=error.code,
+                reason=reason,
                 rows=1,
                 batch_rows=0,
                 queue_us=(call.dispatched_ns - call.received_ns) // NS_PER_US,
@@ -241,9 +240,18 @@ class Accounts:
         self.writer.flush()
 
 
+def status_of_left(call: Call) -> tuple[int, str]:
+    """Return what the caller of a call inside was told before the replica was done with it, and why."""
+    if call.refusal is not None:
+        return call.refusal.status, call.refusal.code
+    return STATUS_CLIENT_LEFT, "client_left"
+
+
 def _charged(call: Call, status: int) -> tuple[bool, str | None]:
     if call.is_probe:
         return False, "probe"
+    if call.refusal is not None:
+        return False, call.refusal.code
     if status >= 500:
         return False, "error"
     return True, None

@@ -29,7 +29,6 @@ from serve.core.errors import (
     Publishing,
     ReplicaLost,
     ServeError,
-    UnknownVersion,
 )
 from serve.core.events import Drained, Event, Phase, Ready, Stats
 from serve.core.frames import Codec
@@ -90,7 +89,7 @@ class Activator:
         """Forget a revision whose replicas are gone; what still waits is told so."""
         gate = self._gates.pop(key, None)
         if gate is not None:
-            gate.fail_pending(UnknownVersion(f"'{key.name}' version {key.number} was removed"))
+            gate.remove()
 
     def route(self, route: Route) -> None:
         """Send the deployment's calls where `route` says, from now on."""

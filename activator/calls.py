@@ -44,6 +44,7 @@ class Call:
         "on_leave",
         "phases",
         "received_ns",
+        "refusal",
         "request_id",
         "trace_id",
         "tries",
@@ -82,6 +83,8 @@ class Call:
         self.is_left = False
         """The caller is gone or was told no; whatever still comes is dropped, but accounted."""
         self.is_done = False
+        self.refusal: ServeError | None = None
+        """What the platform itself told the caller."""
         self.on_leave: Callable[[Call], None] | None = None
         self.client_id = ""
         self.trace_id = ""
@@ -96,6 +99,7 @@ class Call:
     def refuse(self, error: ServeError) -> None:
         """Answer with an error, unless it was answered already."""
         self.is_left = True
+        self.refusal = error
         self.finish(error)
 
     def finish(self, outcome: Outcome) -> None:

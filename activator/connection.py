@@ -25,6 +25,8 @@ from serve.core.scaling import DemandListener, ReplicaInfo
 log = logging.getLogger(__name__)
 
 _RESPONSE, _EVENT = int(Kind.RESPONSE), int(Kind.EVENT)
+_OK, _FIRST_ERROR, _LAST_ERROR = 200, 400, 599
+"""A replica answers or says why not: no interim status, no redirect, none that has no body."""
 
 Answered = tuple[Call, ResponseHead, Usage, memoryview]
 
@@ -41,6 +43,7 @@ class ReplicaConnection:
     """Slots and outstanding calls of one replica. Owned by its gate, on the event loop. A `FrameReceiver`."""
 
     __slots__ = (
+        "_is_lost",
         "_next_stream",
         "_sink",
         "cold_phases",
@@ -73,6 +76,7 @@ class ReplicaConnection:
         )
         self._sink = sink
         self._next_stream = 1
+        self._is_lost = False
 
     @property
     def id(self) -> ReplicaId:
@@ -83,13 +87,15 @@ class ReplicaConnection:
         assert self.link is not None
         stream = self._next_stream
         self._next_stream = stream + 1 if stream < 0xFFFF_FFFF else 1
+        is_at_rest = not self.outstanding
         self.outstanding[stream] = call
         self.in_flight += 1
         self.is_exclusive = call.tries > 0
         call.dispatched_ns = now_ns
         timeout_us = max(1, (call.deadline_ns - now_ns) // 1000)
         self.link.send(
-            pack_request(stream, RequestHead(call.codec, call.request_id, call.json_length, timeout_us), call.body)
+            pack_request(stream, RequestHead(call.codec, call.request_id, call.json_length, timeout_us), call.body),
+            at_once=is_at_rest,
         )
 
     def abandon(self, call: Call) -> bool:
@@ -122,17 +128,11 @@ class ReplicaConnection:
         answers: list[Answered] = []
         for frame in frames:
             if frame.kind == _RESPONSE:
-                try:
-                    head, usage, body = unpack_response(frame)
-                except FrameError:
-                    usage = None
-                call = self.outstanding.pop(frame.stream, None)
-                if call is None or usage is None:
-                    self._protocol_error("an answer that nothing asked for, or one of several parts")
+                answer = self._answer(frame)
+                if answer is None:
+                    self._protocol_error("an answer that nothing asked for, that is none, or one of several parts")
                     break
-                if not call.is_left:
-                    self.in_flight -= 1
-                answers.append((call, head, usage, body))
+                answers.append(answer)
             elif frame.kind == _EVENT:
                 self._event(frame.payload)
             else:
@@ -144,8 +144,26 @@ class ReplicaConnection:
             self._sink.answers_received(self, answers)
 
     def link_lost(self, reason: str) -> None:
+        if self._is_lost:
+            return
+        self._is_lost = True
         log.debug("link of %s lost: %s", self.id, reason)
         self._sink.connection_lost(self)
+
+    def _answer(self, frame: Frame) -> Answered | None:
+        """Take the call that this answers; None, and every call where it was, if it answers nothing."""
+        try:
+            head, usage, body = unpack_response(frame)
+        except FrameError:
+            return None
+        if usage is None or not (head.status == _OK or _FIRST_ERROR <= head.status <= _LAST_ERROR):
+            return None
+        call = self.outstanding.pop(frame.stream, None)
+        if call is None:
+            return None
+        if not call.is_left:
+            self.in_flight -= 1
+        return call, head, usage, body
 
     def _event(self, payload: memoryview) -> None:
         try:
@@ -159,3 +177,4 @@ class ReplicaConnection:
         log.error("replica broke the protocol", extra={"replica": self.id, "error": what})
         if self.link is not None:
             self.link.close()
+        self.link_lost(what)  # now: what came before the error frees slots, and nothing may be sent here any more

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from activator.accounts import Accounts
+from activator.accounts import Accounts, status_of_left
 from activator.calls import Call, Reply
 from activator.connection import Answered, ReplicaConnection
 from activator.pick import pick
 from activator.room import Room
 from serve.core.clock import NS_PER_S, Clock
-from serve.core.errors import ExecutionTimeout, QueueFull, QueueTimeout, ReplicaLost, ServeError
+from serve.core.errors import ExecutionTimeout, QueueFull, QueueTimeout, ReplicaLost, ServeError, UnknownVersion
 from serve.core.events import Phase
 from serve.core.ids import ReplicaId
 from serve.core.revision import Revision
@@ -53,6 +53,7 @@ class Gate:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_ns = 0
         self._starts_ns: deque[int] = deque(maxlen=20)
+        self._is_removed = False
         self._apply_settings()
 
     # What others ask ------------------------------------------------------------------------------------------------
@@ -117,6 +118,8 @@ class Gate:
 
     def submit(self, call: Call) -> None:
         """Accept a call whose body is reserved: dispatch it now, or hold it. Raise QueueFull or QueueTimeout."""
+        if self._is_removed:
+            raise self._unknown()
         now_ns = self._clock.monotonic_ns()
         was_quiet = not self._in_flight and not self._waiting and now_ns - self._last_active_ns > _QUIET_NS
         call.on_leave = self._left
@@ -141,6 +144,11 @@ class Gate:
         self._arm(call.wait_until_ns)
         if (len(self._waiting) - 1) % self.concurrency == 0:
             self._listener.poke(self.key)
+
+    def remove(self) -> None:
+        """The revision is gone: tell what waits, and what is still being uploaded as soon as it is there."""
+        self._is_removed = True
+        self.fail_pending(self._unknown())
 
     def fail_pending(self, error: ServeError) -> None:
         """No replica can come: answer everything that waits."""
@@ -171,6 +179,7 @@ class Gate:
         self._count(0, now_ns)
         for call in reversed(replica.drain_outstanding()):
             if call.is_left:
+                self._accounts.lost(replica, call, *status_of_left(call))
                 continue
             self._in_flight -= 1
             call.tries += 1
@@ -182,7 +191,7 @@ class Gate:
             error = ReplicaLost(
                 f"The replica died while it ran this request ({exited.message}); see `serve logs {self.key.name}`"
             )
-            self._accounts.lost(replica, call, error)
+            self._accounts.lost(replica, call, error.status, error.code)
             call.refuse(error)
         if self._waiting:
             self._dispatch_waiting(now_ns)
@@ -242,6 +251,7 @@ class Gate:
         except ValueError:
             return
         self._finish(call)
+        self._dispatch_waiting(now_ns)  # it may have waited for a replica of its own, and others behind it
 
     def _finish(self, call: Call) -> None:
         """The call leaves the gate: its bytes are free."""
@@ -291,9 +301,12 @@ class Gate:
                 call.refuse(self._queue_timeout())
         for replica in list(self.connections.values()):
             self._check_inside(replica, now_ns)
+        self._dispatch_waiting(now_ns)
         upcoming = [call.wait_until_ns for call in self._waiting]
         for replica in self.connections.values():
             upcoming += (self._inside_deadline_ns(call) for call in replica.outstanding.values() if not call.is_left)
+            if replica.is_open and (oldest_ns := replica.oldest_inside_ns()) is not None:
+                upcoming.append(oldest_ns + self._execution_timeout_ns)
         if upcoming:
             self._arm(min(upcoming))
 
@@ -301,7 +314,6 @@ class Gate:
         return min(call.deadline_ns, call.dispatched_ns + self._execution_timeout_ns)
 
     def _check_inside(self, replica: ReplicaConnection, now_ns: int) -> None:
-        overdue = False
         for call in [call for call in replica.outstanding.values() if not call.is_left]:
             if self._inside_deadline_ns(call) > now_ns:
                 continue
@@ -310,8 +322,9 @@ class Gate:
             self._in_flight -= 1
             self._finish(call)
             call.refuse(self._execution_timeout(call, now_ns))
-            overdue |= call.dispatched_ns + self._execution_timeout_ns <= now_ns
-        if overdue and replica.is_open:
+        # Whether its caller still waits or not: a replica that does not come back from a request serves nobody.
+        oldest_ns = replica.oldest_inside_ns()
+        if replica.is_open and oldest_ns is not None and oldest_ns + self._execution_timeout_ns <= now_ns:
             self._close(replica)
             limit_s = self._execution_timeout_ns / NS_PER_S
             self._listener.replica_overdue(replica.id, f"a request took longer than execution_timeout ({limit_s:g} s)")
@@ -328,6 +341,9 @@ class Gate:
             f"Request timeout expired while it waited for a replica of '{self.key.name}'; retry later",
             retry_after_s=self._retry_after_s(),
         )
+
+    def _unknown(self) -> ServeError:
+        return UnknownVersion(f"'{self.key.name}' version {self.key.number} was removed")
 
     def _retry_after_s(self) -> float:
         return self.expected_start_s()

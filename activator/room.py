@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 
@@ -52,10 +53,10 @@ class Room:
         try:
             await turn
         except BaseException:
-            if turn in self._line:
+            with contextlib.suppress(ValueError):
                 self._line.remove(turn)
-            else:
-                self._call_next()
+            # Whoever is behind may fit where this one did not.
+            self._call_next()
             raise
 
     def _fits(self, size: int) -> bool:

@@ -124,13 +124,20 @@ class PlayedReplica:
         self._writer.write(b"".join(self.packed(inside, 200, b"{}", 1) for inside in insides))
 
     def packed(self, inside: Inside, status: int, body: bytes, rows: int) -> bytes:
+        return self.packed_as(inside.stream, status=status, body=body, rows=rows)
+
+    def packed_as(self, stream: int, *, status: int, body: bytes = b"{}", rows: int = 1) -> bytes:
         now_ns = self._clock.monotonic_ns()
         self.busy_ns += 1_000_000
         self.answered += 1
         usage = Usage(
             now_ns - 1_000_000, now_ns, 1_000_000, 1_000_000, self.busy_ns, self.busy_ns, rows, rows, self.answered, 1
         )
-        return pack_response(inside.stream, ResponseHead(status, 0, -1), body, usage)
+        return pack_response(stream, ResponseHead(status, 0, -1), body, usage)
+
+    def write(self, data: bytes) -> None:
+        """Say anything at all."""
+        self._writer.write(data)
 
     def hang_up(self) -> None:
         self._writer.close()

@@ -99,3 +99,14 @@ async def test_under_random_cancellation_everybody_else_gets_in(seed: int) -> No
     assert sum(result is None for result in results) == done
     assert all(result is None or isinstance(result, asyncio.CancelledError) for result in results)
     assert room.held_bytes == 0
+
+
+async def test_who_fits_gets_in_as_soon_as_the_larger_one_before_it_has_left_the_line() -> None:
+    room = Room(10)
+    assert room.try_reserve(6)
+    large = asyncio.ensure_future(room.reserve(5, 0.01))
+    small = asyncio.ensure_future(room.reserve(4, 5))
+    with pytest.raises(TimeoutError):
+        await large
+    await asyncio.wait_for(small, 1)
+    assert room.held_bytes == 10
