@@ -91,7 +91,7 @@ class Looped:
         self.receiver: Any = None
         self.sent: list[bytes] = []
 
-    def send(self, frame: bytes) -> None:
+    def send(self, frame: bytes, *, at_once: bool = False) -> None:  # noqa: ARG002
         self.sent.append(frame)
 
     def close(self) -> None: ...

@@ -54,22 +54,30 @@ class FrameLink:
         link._loop.add_reader(link._fd, link._readable)
         return link
 
-    def send(self, frame: bytes) -> None:
-        """Queue one whole frame; it leaves at the end of this loop turn. Does nothing once closed."""
+    def send(self, frame: bytes, *, at_once: bool = False) -> None:
+        """Queue one whole frame; it leaves at the end of this loop turn, or now. Does nothing once closed.
+
+        `at_once` is for a replica with nothing to do: it works while the rest of the turn goes on here.
+        """
         if self.is_closed:
             return
         self._outgoing.append(frame)
-        if not self._flush_scheduled:
+        if at_once:
+            self._flush()
+        elif not self._flush_scheduled:
             self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._end_of_turn)
 
     def close(self) -> None:
         """Send what the socket takes at once, then close: the replica reads EOF, which is an order to exit."""
         self._flush()
         self._lost("closed by the platform")
 
-    def _flush(self) -> None:
+    def _end_of_turn(self) -> None:
         self._flush_scheduled = False
+        self._flush()
+
+    def _flush(self) -> None:
         if not self._outgoing or self.is_closed:
             return
         outgoing, self._outgoing = self._outgoing, []
