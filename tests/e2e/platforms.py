@@ -45,7 +45,7 @@ class RunningPlatform:
         self.home = Home(folder / "home")
         self.folder = folder
         self.mark = str(self.home.path)
-        self._flags = ("--home", self.mark, "--port", "0", *flags)
+        self.command = [sys.executable, "-P", "-m", "serve.platform", "--home", self.mark, "--port", "0", *flags]
         base = {key: value for key, value in os.environ.items() if key in _KEPT}
         self.environment = base | {
             "HOME": str(folder),
@@ -55,6 +55,7 @@ class RunningPlatform:
         }
         self._settings = environment
         self._process: subprocess.Popen[bytes] | None = None
+        self._starts = True
         self._http = httpx.Client(timeout=30.0)
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -64,7 +65,7 @@ class RunningPlatform:
         """Start the process without waiting for it to be ready."""
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "serve.platform", *self._flags],
+                self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -99,8 +100,13 @@ class RunningPlatform:
         self.process.kill()
         self.process.wait(10)
 
+    def unstarted(self) -> Self:
+        """Leave it to the block to start a platform in this home."""
+        self._starts = False
+        return self
+
     def __enter__(self) -> Self:
-        return self.start() if self._process is None else self
+        return self.start() if self._starts else self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -135,7 +141,7 @@ class RunningPlatform:
         return self.folder / "platform.out"
 
     def log(self) -> str:
-        return self.log_file.read_text(errors="replace")
+        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
 
     def processes(self) -> dict[str, list[int]]:
         """Return every live process of this platform by role, from /proc."""
@@ -192,6 +198,14 @@ class RunningPlatform:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         sent = {key.replace("_", "-"): value for key, value in headers.items()}
         return self.http("POST", path, content=content, headers=sent)
+
+    def admin(self, method: str, path: str) -> httpx.Response:
+        """Call the port of `--admin-port`, below `/`."""
+        return self._http.request(method, self.info.admin_url + path)
+
+    def in_flight(self, name: str) -> int:
+        """Return how many requests are inside a deployment's replicas."""
+        return sum(replica["in_flight"] for replica in self.get(f"/deployments/{name}")["replicas"])
 
     def pids(self, name: str) -> list[int]:
         """Return the pids of a deployment's replicas as `status` tells them."""

@@ -94,10 +94,9 @@ def test_a_revision_that_no_longer_starts_is_503_with_the_reason_and_heals_by_a_
 
 
 def test_queue_and_concurrency_have_limits_and_say_when_to_come_back(platform: RunningPlatform, tmp_path: Path) -> None:
-    settings = scripted(tmp_path, run_s=0.5, batchable=False)
-    limits = ("--max", "1", "--concurrency", "1", "--queue", "2", "--idle", "10m")
+    settings = scripted(tmp_path, run_s=0.4, batchable=False)
+    limits = ("--max", "1", "--concurrency", "1", "--queue", "2", "--threads", "1")
     platform.deploy("-f", settings, "--name", "narrow", *limits)
-    assert platform.infer("narrow", GOOD).status_code == 200, "it is warm: publishing may leave it at zero"
     with ThreadPoolExecutor(8) as callers:
         answers = list(callers.map(lambda _: platform.infer("narrow", GOOD), range(8)))
     refused = [answer for answer in answers if answer.status_code != 200]
@@ -135,3 +134,15 @@ def test_the_bill_of_failures_adds_up_and_charges_no_lost_work(platform: Running
     assert result.json["problems"] == [], result.json
     rows = {line["group"]: line for line in platform.get("/bill")["rows"]}
     assert rows["hang"]["lost_cost_nano"] > 0
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1.5", "true", "null", '"1"', "9223372036854775808", "1e400"])
+def test_a_value_that_an_integer_cannot_hold_is_400(platform: RunningPlatform, tmp_path: Path, value: str) -> None:
+    if "whole" not in [item["name"] for item in platform.get("/deployments")["deployments"]]:
+        tensor = {"input": "x", "output": "y", "datatype": "INT64", "shape": [-1]}
+        platform.deploy("-f", scripted(tmp_path, tensors=[tensor]), "--name", "whole", "--idle", "10m")
+    body = '{"inputs":[{"name":"x","datatype":"INT64","shape":[1],"data":[%s]}]}'
+    answer = platform.infer("whole", (body % value).encode())
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request"), answer.text
+    largest = platform.infer("whole", (body % 9223372036854775807).encode())
+    assert largest.json()["outputs"][0]["data"] == [9223372036854775807]

@@ -84,11 +84,11 @@ def test_rollback_names_what_it_can_go_back_to(platform: RunningPlatform, tmp_pa
 
 
 def test_deleting_lets_requests_inside_finish_and_refuses_new_ones(platform: RunningPlatform, tmp_path: Path) -> None:
-    platform.deploy("-f", scripted(tmp_path, run_s=0.7), "--name", "gone", "--idle", "10m")
+    platform.deploy("-f", scripted(tmp_path, run_s=0.7), "--name", "gone", "--threads", "1")
     inside: list[httpx.Response] = []
     caller = Thread(target=lambda: inside.append(platform.infer("gone", row(1))))
     caller.start()
-    wait_until(lambda: platform.get("/deployments/gone")["replicas"][0]["in_flight"] == 1, "the request is inside")
+    wait_until(lambda: platform.in_flight("gone") == 1, "the request is inside")
     assert platform.cli("delete", "gone").exit_code == 2, "no question without a terminal"
     assert platform.cli("delete", "gone", "--yes").exit_code == 0
     caller.join(20)

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.e2e.platforms import DIGITS, Result, RunningPlatform
+from tests.e2e.processes import wait_until
 from tests.e2e.requests import READ, REQUESTS, THREE, binary, binary_labels, labels
 
 pytestmark = pytest.mark.e2e
@@ -172,6 +173,7 @@ def test_the_rows_of_the_bill_sum_to_its_total(story: Story, group: str) -> None
 
 
 def test_the_bill_is_also_csv_with_the_same_sum(story: Story) -> None:
+    wait_until(lambda: not story.platform.pids("digits"), "nothing more is spent")
     result = story.platform.cli("bill", "--csv")
     rows = list(csv.DictReader(io.StringIO(result.out)))
     total = story.platform.cli("bill", "--json").json["total"]
