@@ -29,6 +29,7 @@ from serve.core.errors import (
     Publishing,
     ReplicaLost,
     ServeError,
+    UploadTimeout,
 )
 from serve.core.events import Drained, Event, Phase, Ready, Stats
 from serve.core.frames import Codec
@@ -181,8 +182,10 @@ class Activator:
 
     async def _refuse(self, cycle: Any, error: ServeError, request_id: RequestId) -> None:
         self.count_refusal(error, request_id)
-        if cycle.more_body and not any(name == b"content-length" for name, _ in cycle.scope["headers"]):
-            cycle.keep_alive = False  # a body without end; one of known length is read and dropped
+        is_bounded = any(name == b"content-length" for name, _ in cycle.scope["headers"])
+        # A body of known length is read and dropped, but not if it has no end, or nobody knows whether it comes.
+        if cycle.more_body and (not is_bounded or isinstance(error, UploadTimeout) or cycle.waiting_for_100_continue):
+            cycle.keep_alive = False
         await respond(cycle, error.status, error_headers(error, request_id), orjson.dumps(error.body(request_id)))
 
     # The hot path ---------------------------------------------------------------------------------------------------

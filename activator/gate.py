@@ -11,7 +11,15 @@ from activator.connection import Answered, ReplicaConnection
 from activator.pick import pick
 from activator.room import Room
 from serve.core.clock import NS_PER_S, Clock
-from serve.core.errors import ExecutionTimeout, QueueFull, QueueTimeout, ReplicaLost, ServeError, UnknownVersion
+from serve.core.errors import (
+    ExecutionTimeout,
+    QueueFull,
+    QueueTimeout,
+    ReplicaLost,
+    ServeError,
+    UnknownVersion,
+    UploadTimeout,
+)
 from serve.core.events import Phase
 from serve.core.ids import ReplicaId
 from serve.core.revision import Revision
@@ -110,11 +118,21 @@ class Gate:
 
     async def reserve(self, size: int, deadline_ns: int) -> None:
         """Wait until `size` bytes of body may be held. Raise QueueTimeout at the deadline."""
-        left_s = (deadline_ns - self._clock.monotonic_ns()) / NS_PER_S
         try:
-            await self.room.reserve(size, left_s)
+            await self.room.reserve(size, self.left_s(deadline_ns))
         except TimeoutError:
             raise self._queue_timeout() from None
+
+    def left_s(self, deadline_ns: int) -> float:
+        """Return how long it is until `deadline_ns`."""
+        return max(0.0, (deadline_ns - self._clock.monotonic_ns()) / NS_PER_S)
+
+    def upload_timeout(self) -> ServeError:
+        """Return the error for a body that was not there at its deadline."""
+        return UploadTimeout(
+            f"The body was not there after {self.timeout_ns / NS_PER_S:g} s: send it faster, or raise the deployment's "
+            "timeout"
+        )
 
     def submit(self, call: Call) -> None:
         """Accept a call whose body is reserved: dispatch it now, or hold it. Raise QueueFull or QueueTimeout."""

@@ -7,6 +7,7 @@ read, or has no length, goes through ASGI (`activator.infer`) instead.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 import orjson
@@ -65,7 +66,7 @@ class _HotCall(Call):
     It is a call from its head on, but the gate sees it only when its body is complete.
     """
 
-    __slots__ = ("_app", "_connection", "_gate", "_head", "_size", "keep_alive", "response_complete")
+    __slots__ = ("_app", "_connection", "_deadline_timer", "_gate", "_head", "_size", "keep_alive", "response_complete")
 
     def __init__(
         self,
@@ -84,6 +85,8 @@ class _HotCall(Call):
         self._connection = connection
         self._gate = gate
         self._head = head
+        self._deadline_timer: asyncio.TimerHandle | None = None
+        """Runs while the body is on its way and did not come with the head."""
         self._size = size
         """Bytes reserved at the gate."""
         self.response_complete = False
@@ -93,7 +96,13 @@ class _HotCall(Call):
     def body_received(self, part: bytes) -> None:
         self.body = self.body + part if self.body else part
 
+    def wait_for_body(self) -> None:
+        if self._deadline_timer is None:
+            left_s = self._gate.left_s(self.deadline_ns)
+            self._deadline_timer = asyncio.get_running_loop().call_later(left_s, self._body_overdue)
+
     def complete(self) -> None:
+        self._cancel_timer()
         head = self._head
         self.client_id = head.client_id
         self.trace_id = head.trace_id
@@ -106,9 +115,21 @@ class _HotCall(Call):
 
     def client_left(self) -> None:
         if self.on_leave is None:
+            self._cancel_timer()
             self._gate.room.release(self._size)
         else:
             self.leave()
+
+    def _body_overdue(self) -> None:
+        self._deadline_timer = None
+        self._gate.room.release(self._size)
+        self.keep_alive = False
+        self.refuse(self._gate.upload_timeout())
+
+    def _cancel_timer(self) -> None:
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+            self._deadline_timer = None
 
     def ended(self, outcome: Outcome) -> None:
         if outcome is None:

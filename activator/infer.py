@@ -75,23 +75,31 @@ async def infer(
 
 
 async def receive_body(receive: Receive, head: Head, gate: Gate, limit_bytes: int, deadline_ns: int) -> bytes:
-    """Return the whole body, its bytes reserved at the gate. Raise TooLarge, QueueTimeout, ClientLeft."""
+    """Return the whole body, its bytes reserved. Raise TooLarge, QueueTimeout, UploadTimeout, ClientLeft."""
     declared = head.content_length
     if declared is None:
-        body = await _read(receive, limit_bytes)
+        body = await _read(receive, limit_bytes, gate, deadline_ns)
         await gate.reserve(len(body), deadline_ns)
         return body
     if declared > limit_bytes:
         raise too_large(declared, limit_bytes)
     await gate.reserve(declared, deadline_ns)
     try:
-        return await _read(receive, limit_bytes)
+        return await _read(receive, limit_bytes, gate, deadline_ns)
     except BaseException:
         gate.room.release(declared)
         raise
 
 
-async def _read(receive: Receive, limit_bytes: int) -> bytes:
+async def _read(receive: Receive, limit_bytes: int, gate: Gate, deadline_ns: int) -> bytes:
+    try:
+        async with asyncio.timeout(gate.left_s(deadline_ns)):
+            return await _read_all(receive, limit_bytes)
+    except TimeoutError:
+        raise gate.upload_timeout() from None
+
+
+async def _read_all(receive: Receive, limit_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     more_body = True

@@ -35,6 +35,9 @@ class HotRequest(Protocol):
 
     def body_received(self, part: bytes) -> None: ...
 
+    def wait_for_body(self) -> None:
+        """Not all of the body came with the last read."""
+
     def complete(self) -> None:
         """The whole request is there."""
 
@@ -58,6 +61,11 @@ class FrontDoorProtocol(RequestReader):
         """The hot request whose body is being read."""
         self._active: RequestResponseCycle | HotRequest | None = None
         self._idle_since_s = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._hot is not None:
+            self._hot.wait_for_body()
 
     # Parser callbacks: what uvicorn prepares for ASGI is prepared only for requests that go there.
 

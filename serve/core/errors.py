@@ -100,6 +100,12 @@ class QueueFull(ServeError):
     status, code = 503, "queue_full"
 
 
+class UploadTimeout(ServeError):
+    """The body was not there at the deadline."""
+
+    status, code = 408, "upload_timeout"
+
+
 class QueueTimeout(ServeError):
     """The deadline, or the caller's `Prefer: wait`, passed in the queue."""
 

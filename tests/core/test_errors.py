@@ -26,7 +26,7 @@ def test_every_error_has_a_code_of_its_own() -> None:
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_every_error_has_a_status_that_says_error(error: type[ServeError]) -> None:
-    assert error.status in {400, 401, 403, 404, 405, 409, 413, 422, 429, 500, 501, 502, 503, 504, 507}
+    assert error.status in {400, 401, 403, 404, 405, 408, 409, 413, 422, 429, 500, 501, 502, 503, 504, 507}
     assert (error.status == 422) == issubclass(error, PublishError)
 
 
