@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    model_validator,
+)
 from pytimeparse2 import parse as parse_duration
 
 from serve.core.ids import check_name
@@ -17,6 +26,20 @@ def _seconds(value: Any) -> Any:
         if seconds is None:
             raise ValueError(f"'{value}' is not a duration: write 60s, 5m or 1h30m")
         return seconds
+    return value
+
+
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
+
+
+def _plain_json(value: Any) -> Any:
+    """Refuse what would not come back from the registry as it went: then the platform could not start again."""
+    try:
+        is_plain = _ANY.validate_json(_ANY.dump_json([value])) == [value]
+    except ValueError:  # what is written may nest deeper than what is read
+        is_plain = False
+    if not is_plain:
+        raise ValueError("settings are plain JSON: finite numbers, text, and little nesting")
     return value
 
 
@@ -56,7 +79,9 @@ class DeploymentSpec(BaseModel):
     stable_window: Seconds = Field(60.0, ge=1, description="Averaging window of normal scaling.")
     panic_window: Seconds = Field(6.0, ge=0.1, description="Averaging window that detects bursts.")
     engine: str = Field("onnx", pattern=r"^[a-z]+$", description="Which engine runs the model.")
-    engine_settings: dict[str, Any] = Field(default_factory=dict, description="Settings of that engine.")
+    engine_settings: Annotated[dict[str, Any], AfterValidator(_plain_json)] = Field(
+        default_factory=dict, description="Settings of that engine."
+    )
     labels: dict[LabelKey, LabelValue] = Field(
         default_factory=dict, max_length=32, description="Team, cost centre, …: `serve bill --by label:KEY`."
     )

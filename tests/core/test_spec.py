@@ -6,6 +6,7 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
+from serve.core.events import LoadOrder, decode_load, encode_load
 from serve.core.spec import DeploymentSpec, json_schema
 
 ACCEPTED: list[dict[str, Any]] = [
@@ -165,6 +166,27 @@ def test_a_spec_never_changes() -> None:
 def test_a_spec_survives_its_json() -> None:
     made = spec(idle="5m", queue_bytes="1MiB", labels={"team": "vision"}, max=3, engine_settings={"a": [1]})
     assert DeploymentSpec.model_validate_json(made.model_dump_json()) == made
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800", {"\ud800": 1}])
+def test_engine_settings_that_would_not_come_back_the_same_are_refused(value: Any) -> None:
+    with pytest.raises(ValidationError, match="plain JSON"):
+        spec(engine_settings={"a": [value]})
+
+
+@pytest.mark.parametrize("depth", [100, 250, 300, 5000])
+def test_engine_settings_nest_as_deep_as_they_can_be_sent_or_are_refused(depth: int) -> None:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    try:
+        made = spec(engine_settings={"a": value})
+    except ValidationError:
+        assert depth > 200
+        return
+    order = LoadOrder("d-r1-a", "d", 1, "/", "m", "onnx", settings=made.engine_settings)
+    assert DeploymentSpec.model_validate_json(made.model_dump_json()) == made
+    assert decode_load(encode_load(order)) == order
 
 
 def test_concurrency_follows_from_batching_unless_given() -> None:
