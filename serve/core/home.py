@@ -104,13 +104,18 @@ class Home:
             return None
 
     def create_token(self) -> str:
-        """Return the token in the home, making one (256 random bits, file mode 0600) where there is none."""
+        """Return the token in the home, making one (256 random bits, file mode 0600) where there is none.
+
+        An empty file, such as a power loss can leave, is none: it would let everybody in.
+        """
         try:
-            return self.token_file.read_text().strip()
+            token = self.token_file.read_text().strip()
         except FileNotFoundError:
+            token = ""
+        if not token:
             token = secrets.token_urlsafe(32)
             _write_private(self.token_file, token)
-            return token
+        return token
 
 
 def _write_private(path: Path, text: str) -> None:

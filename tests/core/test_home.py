@@ -51,6 +51,14 @@ def test_the_token_is_private_long_and_made_once(home: Home) -> None:
     assert home.create_token() == home.token() == Home(home.path).token() == token
 
 
+def test_an_empty_token_is_none_at_all(home: Home) -> None:
+    home.create()
+    home.token_file.write_text("\n")
+    token = home.create_token()
+    assert len(token) >= 43
+    assert home.token() == token
+
+
 def test_a_token_in_the_environment_wins(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     home.create()
     made = home.create_token()
