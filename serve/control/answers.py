@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import UTC, datetime
 from typing import Any
@@ -17,8 +18,16 @@ BODY_BYTES = 4 << 20
 """Largest JSON body, samples apart: a manifest of 10,000 files fits."""
 
 
+def encode(content: Any) -> bytes:
+    """Return `content` as JSON. Sums of resource-time, and settings, may be integers beyond orjson's 64 bits."""
+    try:
+        return orjson.dumps(content, default=str)
+    except TypeError:
+        return json.dumps(content, default=str).encode()
+
+
 def json_response(content: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(content, default=str), status, media_type="application/json")
+    return Response(encode(content), status, media_type="application/json")
 
 
 async def body(request: Request, limit_bytes: int) -> bytes:

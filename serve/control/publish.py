@@ -77,9 +77,12 @@ class Publisher:
         manifest = request.model.manifest()
         with self._deployments.claim(request.spec.name, "published"):
             publication = Publication(self, request)
-            if manifest is not None:
-                await publication.take(manifest, request.model.file or "")
-            yield publication
+            try:
+                if manifest is not None:
+                    await publication.take(manifest, request.model.file or "")
+                yield publication
+            finally:
+                publication.let_go()
 
     def memory_learned(self, key: RevisionKey, size_bytes: int) -> None:
         """A replica of `key` holds more than was known: the autoscaler's `on_memory_learned`."""
@@ -101,8 +104,8 @@ class Publisher:
         has_news = request.sample is not None and not stored.receipt["verified"]
         return stored if is_same and is_whole and not has_news else None
 
-    async def keep(self, manifest: Manifest, model_file: str, engine: str) -> Model:
-        """Make the model a folder in the store and check what it refers to."""
+    async def keep(self, manifest: Manifest, model_file: str, engine: str) -> tuple[Model, Pin]:
+        """Make the model a folder in the store and check what it refers to. The pin is the caller's to release."""
         missing = self._store.missing(manifest)
         if missing:
             raise FilesMissing(
@@ -110,9 +113,9 @@ class Publisher:
                 files=[entry.path for entry in missing],
             )
         model = await self._store.publish(manifest)
-        with _HeldPin(self._store.pin(model.digest)):
+        with _HeldPin(self._store.pin(model.digest)) as held:
             await check_model(model.path, model_file, engine, manifest)
-        return model
+            return model, held.keep()
 
     async def fetch(self, url: str, progress: Progress) -> Manifest:
         def fetched(done_bytes: int, total_bytes: int | None) -> None:
@@ -203,6 +206,8 @@ class Publication:
         self._publisher = publisher
         self._request = request
         self._model: Model | None = None
+        self._pin: Pin | None = None
+        """Others may delete or evict the same model meanwhile."""
         self._unchanged: StoredRevision | None = None
         self._model_file = ""
 
@@ -211,7 +216,12 @@ class Publication:
         self._model_file = model_file
         self._unchanged = self._publisher.current(self._request, manifest.digest, model_file)
         if self._unchanged is None:
-            self._model = await self._publisher.keep(manifest, model_file, self._request.spec.engine)
+            self._model, self._pin = await self._publisher.keep(manifest, model_file, self._request.spec.engine)
+
+    def let_go(self) -> None:
+        """Release the model; what was committed holds it by itself."""
+        if self._pin is not None:
+            self._pin.release()
 
     async def run(self, progress: Progress) -> Published:
         """Do what is left. Raise ServeError; then nothing has changed."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from serve.control import database
-from serve.core.errors import NotFound, UnknownModel, UnknownVersion
+from serve.core.errors import IntegrityError, NotFound, UnknownModel, UnknownVersion
 from serve.core.ids import RevisionKey
 from serve.core.revision import Revision, Signature
 from serve.core.spec import DeploymentSpec
@@ -84,8 +84,14 @@ class Registry:
     def open(self) -> None:
         """Open or create the file and read all of it. Raise ServeError with the remedy."""
         self._connection = database.connect(self._path)
-        with database.readable_errors(self._path):
-            self.deployments = {name: self._read(name, created) for name, created in self._rows_of_deployments()}
+        try:
+            with database.readable_errors(self._path):
+                self.deployments = {name: self._read(name, created) for name, created in self._rows_of_deployments()}
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(
+                f"{self._path} holds a deployment that this version of servezero cannot read ({error}); install the "
+                "version that wrote it, or use another SERVE_HOME"
+            ) from error
 
     def close(self) -> None:
         """Wait for a write that runs, then close the file."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from serve.core.errors import SampleFailed
 from serve.core.events import TensorSpec
 from serve.core.frames import NO_JSON_LENGTH
 from serve.core.revision import Signature
@@ -110,11 +111,14 @@ def candidates(signature: Signature, limit_bytes: int) -> list[Sample]:
 
 
 def given(request: dict[str, Any]) -> Body:
-    """Return the body of a sample that a person gave."""
+    """Return the body of a sample that a person gave. Raise SampleFailed where it nests too deep."""
     try:
-        return Body(orjson.dumps(request), NO_JSON_LENGTH) if _is_finite(request) else _with_nan(request)
-    except orjson.JSONEncodeError:  # integers beyond 64 bits
-        return _with_nan(request)
+        try:
+            return Body(orjson.dumps(request), NO_JSON_LENGTH) if _is_finite(request) else _with_nan(request)
+        except orjson.JSONEncodeError:  # integers beyond 64 bits
+            return _with_nan(request)
+    except RecursionError:
+        raise SampleFailed("the sample's JSON nests too deep for any tensor; give a valid request") from None
 
 
 def _with_nan(request: dict[str, Any]) -> Body:

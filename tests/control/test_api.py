@@ -366,6 +366,12 @@ async def test_listing_and_status_have_the_shapes_of_the_contract(api: Served) -
     }
 
 
+async def test_settings_beyond_64_bits_can_still_be_shown(api: Served) -> None:
+    await api.deploy(queue_bytes="99999999999PiB")
+    assert (await api.get("/deployments/digits"))["spec"]["queue_bytes"] == 99999999999 << 50
+    assert (await api.get("/deployments/digits/history"))["revisions"]
+
+
 async def test_history_says_what_changed_newest_first(api: Served) -> None:
     await api.deploy(b"one", idle=30)
     await api.deploy(b"one", idle=60, labels={"team": "a"})

@@ -285,6 +285,28 @@ async def test_missing_files_are_named_before_anything_starts(tmp_path: Path) ->
         assert platform.plane.deployments.claims == {}
 
 
+async def test_an_admitted_model_stays_whoever_deletes_it_meanwhile(tmp_path: Path) -> None:
+    async with bench(tmp_path) as platform:
+        await platform.put(b"model")
+        async with platform.publisher.admit(deploy_body()) as publication:
+            with pytest.raises(Conflict):
+                await platform.store.delete(manifest().digest)
+            assert (await publication.run(ignore_progress)).receipt["verified"]
+        assert_deployed(platform)
+        await platform.plane.deployments.delete("digits")
+        assert not is_pinned(platform)
+
+
+async def test_a_sample_that_nests_without_end_fails_the_publish_with_a_sentence(tmp_path: Path) -> None:
+    async with bench(tmp_path) as platform:
+        sample: dict[str, Any] = {}
+        for _ in range(900):
+            sample = {"inputs": sample}
+        with pytest.raises(SampleFailed, match="nests too deep"):
+            await platform.deploy(sample=sample)
+        assert_nothing_of(platform, 1)
+
+
 async def test_one_name_is_published_by_one_at_a_time_and_others_meanwhile(tmp_path: Path) -> None:
     async with bench(tmp_path) as platform:
         platform.scaler.gate = asyncio.Event()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from serve.control.registry import Registry, StoredRevision
-from serve.core.errors import NotFound, StorageFull, UnknownModel, UnknownVersion
+from serve.core.errors import IntegrityError, NotFound, StorageFull, UnknownModel, UnknownVersion
 from serve.core.ids import RevisionKey
 from tests.control.bench import stored_revision
 
@@ -112,6 +114,18 @@ async def test_a_learned_memory_is_there_after_a_restart(tmp_path: Path) -> None
     registry.close()
     registry = opened(tmp_path)
     assert registry.get("digits").revision(1).revision.memory_bytes == 99 << 20
+    registry.close()
+
+
+async def test_a_revision_that_cannot_be_read_is_said_with_the_remedy(tmp_path: Path) -> None:
+    registry = opened(tmp_path)
+    await add(registry, 1)
+    registry.close()
+    with closing(sqlite3.connect(tmp_path / "registry.db")) as connection, connection:
+        connection.execute('UPDATE revisions SET spec = \'{"name": "digits", "of_a_later_version": 1}\'')
+    registry = Registry(tmp_path / "registry.db", Path)
+    with pytest.raises(IntegrityError, match="install the version that wrote it"):
+        registry.open()
     registry.close()
 
 
