@@ -90,7 +90,8 @@ class _HotCall(Call):
         self._size = size
         """Bytes reserved at the gate."""
         self.response_complete = False
-        self.keep_alive = connection.parser.should_keep_alive()
+        parser = connection.parser
+        self.keep_alive = parser.should_keep_alive() and parser.get_http_version() != "1.0"
         """uvicorn's server sets it False when it shuts down."""
 
     def body_received(self, part: bytes) -> None:

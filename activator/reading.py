@@ -17,7 +17,7 @@ from activator.answer import write_answer
 from serve.core.errors import BadRequest, ServeError, TooLarge
 
 HEAD_BYTES = 64 * 1024
-"""A head that is longer, and came in several reads, is refused: the parser would keep all of it."""
+"""A head, or what follows a chunked body, that is longer and came in several reads, is refused: it would be kept."""
 _ABOUT_UPGRADE = frozenset({b"upgrade", b"connection", b"http2-settings"})
 _CONNECT = b"CONNECT"
 
@@ -29,6 +29,8 @@ class RequestReader(HttpToolsProtocol):
         super().__init__(*args, **options)
         self._is_in_head = False
         self._head_bytes = 0
+        self._is_progress = False
+        """The read that is looked at began or ended a head, or brought a part of a body."""
 
     @abstractmethod
     def head_complete(self) -> None:
@@ -40,32 +42,35 @@ class RequestReader(HttpToolsProtocol):
         """Whether a request on this connection still waits for its answer."""
 
     def data_received(self, data: bytes) -> None:
-        unfinished = self.headers if self._is_in_head else None
+        self._is_progress = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._read_without_upgrade(data, upgrade)
         except httptools.HttpParserError:
             self._refuse_bytes()
-        # Only whole reads that belong to one head are counted: what came before it may be the end of a long body.
-        if unfinished is not None and self._is_in_head and self.headers is unfinished:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES:
-                self._refuse(TooLarge(f"The request's head has more than {HEAD_BYTES} bytes: send fewer headers"))
+        # Only whole reads within one head, or behind one body, are counted: others may be the end of something long.
+        if self._is_progress:
+            self._head_bytes = 0
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > HEAD_BYTES:
+            self._refuse(TooLarge(f"The request's head has more than {HEAD_BYTES} bytes: send fewer headers"))
 
     # Parser callbacks
 
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
-        self._is_in_head = True
-        self._head_bytes = 0
+        self._is_in_head = self._is_progress = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        if self._is_in_head:  # what follows a chunked body is nobody's business
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
+        self._is_progress = True
         if not self.parser.should_upgrade():
             self.head_complete()
 

@@ -61,6 +61,8 @@ class FrontDoorProtocol(RequestReader):
         """The hot request whose body is being read."""
         self._active: RequestResponseCycle | HotRequest | None = None
         self._idle_since_s = 0.0
+        self._unread_bytes = 0
+        """What the client had not taken of its answer when that was last looked at."""
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -87,6 +89,7 @@ class FrontDoorProtocol(RequestReader):
         scope[CYCLE] = self.cycle
 
     def on_body(self, body: bytes) -> None:
+        self._is_progress = True
         if self._hot is not None:
             self._hot.body_received(body)
         else:
@@ -100,6 +103,10 @@ class FrontDoorProtocol(RequestReader):
             super().on_message_complete()
 
     # Connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._rest()
 
     @property
     def is_owing(self) -> bool:
@@ -135,11 +142,13 @@ class FrontDoorProtocol(RequestReader):
             return
         self.server_state.total_requests += 1
         self.flow.resume_reading()
+        self._rest()
+
+    def _rest(self) -> None:
+        """Nothing is asked now: the time begins in which the next request should come."""
         self._idle_since_s = self.loop.time()
         if self.timeout_keep_alive_task is None:
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self._look_after(self.timeout_keep_alive)
 
     # One keep-alive timer a connection, looked at when it fires, instead of one set and cancelled for every request.
 
@@ -148,15 +157,22 @@ class FrontDoorProtocol(RequestReader):
 
     def timeout_keep_alive_handler(self) -> None:
         self.timeout_keep_alive_task = None
-        if self.transport.is_closing():
-            return
         idle_s = self.loop.time() - self._idle_since_s
         is_busy = self.cycle is not None and not self.cycle.response_complete
-        if not is_busy and idle_s >= self.timeout_keep_alive - 0.01:
-            self.transport.close()
+        if not is_busy and idle_s < self.timeout_keep_alive - 0.01:
+            self._look_after(self.timeout_keep_alive - idle_s)
             return
-        left_s = self.timeout_keep_alive if is_busy else self.timeout_keep_alive - idle_s
-        self.timeout_keep_alive_task = self.loop.call_later(left_s, self.timeout_keep_alive_handler)
+        unread_bytes, before_bytes = self.transport.get_write_buffer_size(), self._unread_bytes
+        self._unread_bytes = unread_bytes
+        if unread_bytes and unread_bytes == before_bytes:
+            self.transport.abort()  # nothing of the answer was taken all this time
+        elif unread_bytes or (is_busy and not self.transport.is_closing()):
+            self._look_after(self.timeout_keep_alive)
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+    def _look_after(self, delay_s: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(delay_s, self.timeout_keep_alive_handler)
 
 
 async def respond(cycle: RequestResponseCycle, status: int, headers: bytes, body: bytes | memoryview) -> None:
