@@ -39,7 +39,7 @@ from serve.control.books import LedgerBooks
 from serve.control.ledger_process import LedgerProcess
 from serve.core import logs, machine
 from serve.core.clock import SystemClock
-from serve.core.errors import NotFound, ServeError
+from serve.core.errors import MethodNotAllowed, NotFound, ServeError
 from serve.core.home import Home, PlatformInfo
 from serve.core.ids import RequestIds, new_writer_id
 from serve.core.lifecycle import Lifecycle
@@ -167,11 +167,18 @@ class FrontApp:
             await self._platform.activator(scope, receive, send)
         elif self._admin and path.startswith("/api/"):
             await self._platform.control.app(scope, receive, send)
-        elif self._admin and path == "/metrics":
+        elif self._admin and path == "/metrics" and scope["method"] in {"GET", "HEAD"}:
             await respond(scope[CYCLE], 200, _METRICS_TYPE, self._platform.exposition())
         else:
-            error = NotFound("Not Found: the paths here are /v2, /api/v1 and /metrics; see the README")
-            await respond(scope[CYCLE], error.status, _JSON_TYPE, orjson.dumps(error.body()))
+            error = self._refusal(path)
+            headers = "".join(f"{name}: {value}\r\n" for name, value in error.headers().items()).encode()
+            await respond(scope[CYCLE], error.status, _JSON_TYPE + headers, orjson.dumps(error.body()))
+
+    def _refusal(self, path: str) -> ServeError:
+        if self._admin and path == "/metrics":
+            return MethodNotAllowed("Method Not Allowed: /metrics takes GET or HEAD", allow=("GET", "HEAD"))
+        here = ["/v2"] * self._data + ["/api/v1", "/metrics"] * self._admin
+        return NotFound(f"Not Found: at this address there are {', '.join(here)}; see the README")
 
 
 async def run(home: Home, settings: PlatformSettings, sockets: list[socket.socket], urls: tuple[str, str]) -> None:

@@ -122,7 +122,8 @@ def test_the_admin_port_takes_api_and_metrics_away_from_the_callers_port(start: 
     platform.deploy(DIGITS / "model.onnx")
     assert platform.infer("digits", THREE).status_code == 200
     for path in ("/api/v1/deployments", "/metrics"):
-        assert platform.http("GET", path).status_code == 404
+        answer = platform.http("GET", path)
+        assert (answer.status_code, "there are /v2;" in answer.json()["error"]) == (404, True)
     assert platform.api("GET", "/deployments").status_code == 200
     assert platform.admin("GET", "/metrics").status_code == 200
     assert platform.admin("GET", "/v2/health/live").status_code == 404
@@ -161,6 +162,11 @@ def test_metrics_parse_and_move_with_what_happens(shared: RunningPlatform) -> No
     assert after["serve_reserved_memory_bytes"] > 0
     assert after["serve_store_bytes"] > 0
     assert not [name for name in after if "nobody" in name], "callers make no series"
+
+
+def test_metrics_are_only_read(shared: RunningPlatform) -> None:
+    answer = shared.http("POST", "/metrics")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_api_documents_itself(shared: RunningPlatform) -> None:
