@@ -151,7 +151,8 @@ class ReplicaLife:
     def _process_ended(self, exited: asyncio.Future[ExitStatus]) -> None:
         self._status = exited.result()
         assert self._link is not None
-        # Its last frames, such as why it could not load, may still be unread.
+        # Its last frames, such as why it could not load, or answers, may still be unread.
+        self._link.read_rest()
         if self._link_lost or self._link.receiver is not self:
             self._finish()
         else:

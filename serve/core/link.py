@@ -12,6 +12,8 @@ from serve.core.frames import Frame, FrameError, FrameParser
 log = logging.getLogger(__name__)
 
 _READ_BYTES = 256 * 1024
+_REST_READS = 64
+"""More than a socket's buffers hold; something else that has the other end could go on for ever."""
 
 
 class FrameReceiver(Protocol):
@@ -71,7 +73,14 @@ class FrameLink:
     def close(self) -> None:
         """Send what the socket takes at once, then close: the replica reads EOF, which is an order to exit."""
         self._flush()
-        self._lost("closed by the platform")
+        if self._shut():
+            self._loop.call_soon(self.receiver.link_lost, "closed by the platform")
+
+    def read_rest(self) -> None:
+        """Hand over now what has come already: the other side has ended, and what it said last still counts."""
+        for _ in range(_REST_READS):
+            if self.is_closed or not self._read():
+                return
 
     def _end_of_turn(self) -> None:
         self._flush_scheduled = False
@@ -106,28 +115,39 @@ class FrameLink:
             return len(data)
 
     def _readable(self) -> None:
+        self._read()
+
+    def _read(self) -> bool:
+        """Take what has come, up to a bound. Return whether there was anything."""
         try:
             data = self._sock.recv(_READ_BYTES)
         except BlockingIOError:
-            return
+            return False
         except OSError as error:
             self._lost(str(error))
-            return
+            return False
         if not data:
             self._lost("the other side closed the connection")
-            return
+            return False
         try:
             frames = self._parser.feed(data)
         except FrameError as error:
             log.error("replica sent bytes that are no frames", extra={"error": str(error)})
             self._lost(str(error))
-            return
+            return False
         if frames:
             self.receiver.frames_received(frames)
+        return True
 
     def _lost(self, reason: str) -> None:
+        """Tell in this turn of the loop, so that nothing is sent any more to who is not there."""
+        if self._shut():
+            self.receiver.link_lost(reason)
+
+    def _shut(self) -> bool:
+        """Close the socket. Return False if it was closed already."""
         if self.is_closed:
-            return
+            return False
         self.is_closed = True
         self._outgoing.clear()
         self._loop.remove_reader(self._fd)
@@ -135,4 +155,4 @@ class FrameLink:
             self._unsent = memoryview(b"")
             self._loop.remove_writer(self._fd)
         self._sock.close()
-        self._loop.call_soon(self.receiver.link_lost, reason)
+        return True

@@ -72,6 +72,10 @@ class Caller:
     def link_lost(self, reason: str) -> None:
         self.lost.set()
 
+    @property
+    def is_answered(self) -> bool:
+        return self._answer.done()
+
     async def ask(self, *values: float) -> list[float]:
         """Send a row of four values; return the row that comes back."""
         self.send(*values)

@@ -1,7 +1,7 @@
 """The contract of a driver, held by every driver: how replicas start, what is heard of them, how they end."""
 
 # Nobody else is on the loop while a test looks into /proc:
-# ruff: noqa: ASYNC110, ASYNC220, ASYNC222, ASYNC240
+# ruff: noqa: ASYNC110, ASYNC220, ASYNC222, ASYNC240, ASYNC251
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -154,6 +155,25 @@ async def test_drain_lets_the_request_inside_finish_though_another_took_over_the
     assert await asking == [*ROW]
     assert (await observer.exited()).reason is ExitReason.DRAINED
     await caller.lost.wait()
+
+
+@both_loops
+async def test_what_a_replica_answered_before_it_died_is_heard_before_its_end(
+    driver: Driver, tmp_path: Path, log_file: Path
+) -> None:
+    observer = Observer()
+    started = await driver.start(scripted(tmp_path), observer, log_file)
+    await observer.ready()
+    caller = Caller(started.link)
+    asking = asyncio.ensure_future(caller.ask(*ROW))
+    await asyncio.sleep(0.001)
+    time.sleep(0.2)  # the loop is busy while the replica answers and dies
+    os.kill(started.pid, signal.SIGKILL)
+    time.sleep(0.1)
+    exited = await observer.exited()
+    assert exited.signal == signal.SIGKILL
+    assert caller.is_answered
+    assert await asking == [*ROW]
 
 
 @both_loops
