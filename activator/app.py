@@ -136,6 +136,11 @@ class Activator:
             return route.state
         return self.revision_state(revision.key)
 
+    def end_drain(self) -> None:
+        """The time to drain is over: tell those who still wait for an answer, rather than break their connections."""
+        for gate in self._gates.values():
+            gate.fail_all(Draining("The platform is shutting down; retry in a moment", retry_after_s=1.0))
+
     # HTTP -----------------------------------------------------------------------------------------------------------
 
     async def __call__(
@@ -177,7 +182,7 @@ class Activator:
         elif route.weights:
             key = RevisionKey(route.name, choose(route.weights))
         else:
-            raise ModelFailed(f"'{route.name}' has no revision that ever answered; deploy it again")
+            raise ModelFailed(f"'{route.name}' has no revision whose model is in the store; deploy it again")
         return self._gates[key]
 
     async def _refuse(self, cycle: Any, error: ServeError, request_id: RequestId) -> None:

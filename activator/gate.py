@@ -176,6 +176,14 @@ class Gate:
             self._finish(call)
             call.refuse(error)
 
+    def fail_all(self, error: ServeError) -> None:
+        """Answer what waits and what is inside: there is no more time for either."""
+        self.fail_pending(error)
+        now_ns = self._clock.monotonic_ns()
+        for replica in self.connections.values():
+            for call in [call for call in replica.outstanding.values() if not call.is_left]:
+                self._refuse_inside(replica, call, error, now_ns)
+
     # Replicas -------------------------------------------------------------------------------------------------------
 
     def replica_ready(self, replica: ReplicaConnection, started_ns: int) -> None:
@@ -335,17 +343,20 @@ class Gate:
         for call in [call for call in replica.outstanding.values() if not call.is_left]:
             if self._inside_deadline_ns(call) > now_ns:
                 continue
-            self._count(0, now_ns)
-            replica.abandon(call)
-            self._in_flight -= 1
-            self._finish(call)
-            call.refuse(self._execution_timeout(call, now_ns))
+            self._refuse_inside(replica, call, self._execution_timeout(call, now_ns), now_ns)
         # Whether its caller still waits or not: a replica that does not come back from a request serves nobody.
         oldest_ns = replica.oldest_inside_ns()
         if replica.is_open and oldest_ns is not None and oldest_ns + self._execution_timeout_ns <= now_ns:
             self._close(replica)
             limit_s = self._execution_timeout_ns / NS_PER_S
             self._listener.replica_overdue(replica.id, f"a request took longer than execution_timeout ({limit_s:g} s)")
+
+    def _refuse_inside(self, replica: ReplicaConnection, call: Call, error: ServeError, now_ns: int) -> None:
+        self._count(0, now_ns)
+        replica.abandon(call)
+        self._in_flight -= 1
+        self._finish(call)
+        call.refuse(error)
 
     def _execution_timeout(self, call: Call, now_ns: int) -> ServeError:
         inside_s = (now_ns - call.dispatched_ns) / NS_PER_S

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -217,8 +218,11 @@ class FrontDoor(uvicorn.Server):
         self._stopping = asyncio.Event()
 
     async def run_until_stopped(self, sockets: list[socket.socket], drain_timeout_s: float) -> None:
-        """Accept on `sockets`; after `stop`, finish what is in flight for at most `drain_timeout_s`."""
-        self.config.timeout_graceful_shutdown = max(1, round(drain_timeout_s))
+        """Accept on `sockets`; after `stop`, finish what is in flight for at most `drain_timeout_s`.
+
+        A second more remains for the answers that say so when time is up.
+        """
+        self.config.timeout_graceful_shutdown = math.ceil(drain_timeout_s) + 1
         await self.serve(sockets=sockets)
 
     def stop(self) -> None:

@@ -95,3 +95,21 @@ async def test_an_upload_that_ends_after_its_revision_was_removed_is_told_so(tmp
         async with asyncio.timeout(5):
             assert (await reader.readline()).startswith(b"HTTP/1.1 404 ")
         writer.close()
+
+
+async def test_who_still_waits_or_is_inside_when_the_drain_ends_is_told_so(tmp_path: Path) -> None:
+    async with harness(tmp_path) as it, httpx.AsyncClient() as client:
+        replica = await it.start(it.deploy(concurrency=1))
+        inside = asyncio.ensure_future(infer(client, it))
+        first = await replica.next()
+        it.deploy("cold")
+        waiting = [asyncio.ensure_future(infer(client, it, "cold", BODY + b" " * more)) for more in (0, 100_000)]
+        await until(lambda: it.activator.in_flight() == 3)
+        it.activator.end_drain()
+        answers = await asyncio.gather(inside, *waiting)
+        first.answer()
+        await until(lambda: bool(it.records("request")))
+        record = it.records("request")[0]
+        assert it.activator.in_flight() == 0
+    assert [(answer.status_code, text(answer)["code"]) for answer in answers] == [(503, "draining")] * 3
+    assert (record["status"], record["charged"], record["reason"]) == (503, False, "draining")
