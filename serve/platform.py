@@ -216,6 +216,7 @@ async def _serve(
             platform.activator.is_draining = True
             platform.control.close()
             home.info_file.unlink(missing_ok=True)
+            asyncio.get_running_loop().call_later(platform.settings.drain_timeout, platform.activator.end_drain)
             for door in doors:
                 door.stop()
 
