@@ -12,7 +12,10 @@ from runtime.decode import InferRequest
 from runtime.engines.base import Loaded
 from runtime.plans import CACHE_ENTRIES
 from runtime.tensors import Array, RequestRejected, as_bytes, to_binary
-from serve.core.frames import NO_JSON_LENGTH, Content
+from serve.core.frames import MAX_PAYLOAD_BYTES, NO_JSON_LENGTH, Content
+
+MAX_ANSWER_BYTES = MAX_PAYLOAD_BYTES - 4096
+"""Beyond a frame's limit the platform would take the connection for broken; the rest is for the frame's own heads."""
 
 Body = tuple[int, int, int, bytes, Sequence[bytes | memoryview]]
 """An answer without its frame: status, content, length of the JSON (`ResponseHead`), JSON, binary outputs."""
@@ -57,6 +60,14 @@ class AnswerEncoder:
         if member.client_id is not None:
             head = b'%b,"id":%b' % (head, jsoncodec.dumps(member.client_id))
         text = b'%b,"outputs":[%b]}' % (head, b",".join(texts))
+        size_bytes = len(text) + sum([len(raw) for raw in raws])
+        if size_bytes > MAX_ANSWER_BYTES:
+            return RequestRejected(
+                f"the answer has {size_bytes} bytes, and {MAX_ANSWER_BYTES} is the most that can be sent; ask for "
+                "fewer rows or outputs at a time",
+                413,
+                "too_large",
+            )
         if raws:
             return 200, _OIP_BINARY, len(text), text, raws
         return 200, _JSON, NO_JSON_LENGTH, text, ()

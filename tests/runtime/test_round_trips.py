@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from runtime import encode
 from runtime.tensors import DATATYPES, RequestRejected, object_array
 from serve.core.frames import Content
-from tests.runtime.echo import SHAPES, EchoModel, binary_of, sample
+from tests.runtime.echo import SHAPES, EchoModel, binary_of, read_answer, sample
 
 JSON_TYPES = sorted(set(DATATYPES) - {"FP16", "BF16"})
 BINARY = {"parameters": {"binary_data": True}}
@@ -127,6 +128,26 @@ def test_binary_inputs_are_taken_in_the_order_of_the_request() -> None:
     inputs = [tensor("INT8", b, place=1, binary=True), tensor("FP32", a, binary=True)]
     answer = model.ask({"inputs": inputs, "parameters": {"binary_data_output": True}}, b.tobytes() + a.tobytes())
     assert answer.binary == a.tobytes() + b.tobytes()
+
+
+@pytest.mark.parametrize("is_binary", [False, True])
+def test_an_answer_larger_than_a_frame_is_refused_and_hurts_no_batch_mate(
+    monkeypatch: pytest.MonkeyPatch, is_binary: bool
+) -> None:
+    monkeypatch.setattr(encode, "MAX_ANSWER_BYTES", 4000)
+    model = EchoModel(("FP32", [-1, -1]))
+
+    def ask(rows: int) -> Any:
+        item = {"name": "in_0", "datatype": "FP32", "shape": [rows, 100], "data": [0.5] * (100 * rows)}
+        return model.decode({"inputs": [item], "parameters": {"binary_data_output": is_binary}})
+
+    members = [ask(1), ask(20), ask(2)]
+    array = np.full((23, 100), 0.5, np.float32)
+    first, large, last = model.encoder.encode(members, {"out_0": array})
+    assert isinstance(large, RequestRejected)
+    assert (large.status, large.code) == (413, "too_large")
+    assert read_answer(first).output["shape"] == [1, 100]
+    assert read_answer(last).output["shape"] == [2, 100]
 
 
 @pytest.mark.parametrize("chosen", [*itertools.permutations(range(3), 2), (0, 1, 2), (2, 1, 0), (1,)])
