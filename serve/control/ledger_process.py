@@ -29,6 +29,7 @@ class LedgerProcess:
     def __init__(self, journal: Path, ledger: Path, lifecycle: Lifecycle) -> None:
         self._command = [sys.executable, "-P", "-m", "billing", "--journal", str(journal), "--ledger", str(ledger)]
         self._process: Process | None = None
+        self._is_closed = False
         self._pipe = asyncio.Lock()
         self._written = asyncio.Event()
         lifecycle.spawn("ledger ingest", self._ingest())
@@ -44,6 +45,8 @@ class LedgerProcess:
     async def sync(self) -> None:
         """Return when everything written so far is in the ledger. Raise OSError or TimeoutError if it cannot be."""
         async with self._pipe, asyncio.timeout(_SYNC_TIMEOUT_S):
+            if self._is_closed:
+                raise ConnectionError("the platform is shutting down")
             process = await self._running()
             try:
                 await self._ask(process)
@@ -56,7 +59,8 @@ class LedgerProcess:
             await self._running()
 
     async def close(self) -> None:
-        """Let it ingest what is left and exit."""
+        """Let it ingest what is left and exit. Nobody asks it, or starts it again, after this."""
+        self._is_closed = True
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -76,6 +80,8 @@ class LedgerProcess:
             try:
                 await self.sync()
             except (OSError, TimeoutError) as error:
+                if self._is_closed:
+                    return
                 log.warning("the ledger did not answer; it is started again", extra={"error": str(error)})
                 self._written.set()
                 await asyncio.sleep(_RESTART_S)
