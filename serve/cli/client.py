@@ -180,12 +180,12 @@ def deadline(wait_s: float | None, sentence: str) -> Iterator[None]:
 
 
 def segment(text: str) -> str:
-    """Return `text` as one segment of a URL's path."""
-    return quote(text, safe="")
+    """Return `text` as one segment of a URL's path. Arguments that are no text travel as the bytes they were."""
+    return quote(text, safe="", errors="surrogateescape")
 
 
 def _query(fields: dict[str, Any]) -> str:
-    pairs = [f"{quote(key)}={quote(str(value), safe='')}" for key, value in fields.items() if value is not None]
+    pairs = [f"{quote(key)}={segment(str(value))}" for key, value in fields.items() if value is not None]
     return "?" + "&".join(pairs) if pairs else ""
 
 

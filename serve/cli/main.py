@@ -5,6 +5,8 @@ reason modules with commands do without `from __future__ import annotations`: ty
 three times, at every start.
 """
 
+import io
+import os
 import sys
 from typing import Annotated
 
@@ -57,6 +59,8 @@ def serve(
 def main() -> int:
     """Run the command line; return its exit code."""
     as_json = _wants_json(sys.argv[1:])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has every character
     try:
         # With --json, typer hands usage errors to us, so that they are JSON too.
         return app(prog_name="serve", standalone_mode=not as_json) or 0
@@ -67,6 +71,10 @@ def main() -> int:
         _report(CommandError("usage", error.format_message()), as_json)
         return ExitCode.USAGE
     except BrokenPipeError:
+        return ExitCode.ERROR
+    except OSError as error:  # such as a full disk behind `serve bill --csv > bill.csv`
+        note(f"error: the system refused it ({error}): free space, or check permissions, then try again")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what still waits to be written must not fail once more
         return ExitCode.ERROR
 
 

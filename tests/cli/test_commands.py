@@ -176,6 +176,37 @@ def test_a_ledger_that_does_not_add_up_exits_1_and_lists_the_problems(digits: Se
     assert "problem: digits-r1-aaaa" in result.out
 
 
+def test_a_terminal_without_our_characters_gets_them_spelled_out(digits: Served) -> None:
+    result = digits.serve("explain", "digits", PYTHONIOENCODING="ascii")
+    assert (result.exit_code, result.err) == (0, "")
+    assert "0 \\u2192 1" in result.out
+    assert digits.serve("explain", "digits", "--json", PYTHONIOENCODING="ascii").json["decisions"] == DECISIONS
+
+
+@pytest.mark.parametrize("command", [["status", "\udcff"], ["logs", "\udcff"], ["bill", "--by", "label:\udcff"]])
+def test_arguments_that_are_no_text_are_refused_by_the_platform_not_by_a_traceback(
+    digits: Served, command: list[str]
+) -> None:
+    assert "Traceback" not in digits.serve(*command).err
+
+
+@pytest.mark.parametrize("command", [["ls"], ["ls", "--json"], ["bill", "--csv"]])
+def test_output_that_cannot_be_written_exits_1_with_a_sentence(digits: Served, command: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, *command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=digits.serve.environment,
+            timeout=40,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the system refused it ([Errno 28] No space left on device)")
+    assert "Traceback" not in done.stderr
+
+
 def test_names_of_deployments_complete_in_the_shell(digits: Served) -> None:
     digits.state.deployments["other"] = DEPLOYMENT | {"name": "other"}
     environment = {"_SERVE_COMPLETE": "complete_bash", "COMP_WORDS": "serve status d", "COMP_CWORD": "2"}
