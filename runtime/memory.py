@@ -1,9 +1,10 @@
 """What memory this process holds, as the kernel counts it.
 
-Reported is the proportional set size: private pages in full, pages shared with the zygote and with other replicas by
-their part. The sum over all processes is what the machine has in use. The kernel keeps a high-water mark only of the
-resident set, which counts shared pages in full; the peak is therefore that mark less the part that is shared now.
-Reading costs 0.3 ms for a small model and grows with mapped memory: for ready and idle moments only.
+Reported is what it alone has written to: its private dirty pages. That is what the machine gets back when it exits, and
+it does not depend on how many neighbours share the libraries, or the zygote's pages, with it. The kernel keeps a
+high-water mark only of the resident set, which counts shared pages too; the peak is therefore that mark less the part
+that is not this process's own now. Reading costs 0.3 ms for a small model and grows with mapped memory: for ready and
+idle moments only.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ class Memory(NamedTuple):
 
 def read_memory() -> Memory:
     """Return what this process holds alone, now and at most."""
-    rollup = _fields_kib(_ROLLUP.read_text(), ("Rss", "Pss"))
+    rollup = _fields_kib(_ROLLUP.read_text(), ("Rss", "Private_Dirty"))
     high_water_kib = _fields_kib(_STATUS.read_text(), ("VmHWM",))["VmHWM"]
-    shared_kib = rollup["Rss"] - rollup["Pss"]
-    peak_kib = max(rollup["Pss"], high_water_kib - shared_kib)
-    return Memory(rollup["Pss"] * 1024, peak_kib * 1024)
+    own_kib = rollup["Private_Dirty"]
+    peak_kib = max(own_kib, high_water_kib - (rollup["Rss"] - own_kib))
+    return Memory(own_kib * 1024, peak_kib * 1024)
 
 
 def _fields_kib(text: str, names: tuple[str, ...]) -> dict[str, int]:

@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from activator.accounts import Accounts
 from activator.app import Activator
+from activator.head import error_headers
 from activator.server import CYCLE, FrontDoor, listen, respond
 from autoscaler.drivers.base import Driver, DriverError
 from autoscaler.drivers.exec import ExecDriver
@@ -50,12 +51,15 @@ from serve.core.version import version
 log = logging.getLogger("serve.platform")
 
 _MEMORY_SHARE = 0.8
-_JSON_TYPE = b"content-type: application/json\r\n"
 _METRICS_TYPE = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
 
 
 class StartError(Exception):
     """The platform cannot start. The sentence names the remedy; the process exits 1."""
+
+
+_EXPECTED = (StartError, DriverError, JournalError, PriceBookError, ServeError)
+"""Errors that end the platform with a sentence instead of a traceback."""
 
 
 class Platform:
@@ -79,9 +83,8 @@ class Platform:
             settings.checkpoint_interval,
         )
         self.accounts.writer.on_written(self.ledger.poke)
-        self.activator = Activator(
-            RequestIds(writer), self.clock, self.accounts, self.metrics, int(settings.body_limit)
-        )
+        self.ids = RequestIds(writer)
+        self.activator = Activator(self.ids, self.clock, self.accounts, self.metrics, int(settings.body_limit))
         self.driver: Driver = LocalDriver(home.path) if settings.driver == "local" else ExecDriver(home.path)
         self.autoscaler = Autoscaler(
             self.activator,
@@ -170,9 +173,10 @@ class FrontApp:
         elif self._admin and path == "/metrics" and scope["method"] in {"GET", "HEAD"}:
             await respond(scope[CYCLE], 200, _METRICS_TYPE, self._platform.exposition())
         else:
-            error = self._refusal(path)
-            headers = "".join(f"{name}: {value}\r\n" for name, value in error.headers().items()).encode()
-            await respond(scope[CYCLE], error.status, _JSON_TYPE + headers, orjson.dumps(error.body()))
+            error, request_id = self._refusal(path), self._platform.ids.next()
+            await respond(
+                scope[CYCLE], error.status, error_headers(error, request_id), orjson.dumps(error.body(request_id))
+            )
 
     def _refusal(self, path: str) -> ServeError:
         if self._admin and path == "/metrics":
@@ -286,6 +290,14 @@ def parse_arguments(arguments: list[str]) -> tuple[Home, PlatformSettings]:
     return home, settings
 
 
+def expected_sentence(error: BaseException) -> str | None:
+    """Return the sentence of an error that has a remedy, also where a task group wrapped it; None for others."""
+    if isinstance(error, BaseExceptionGroup):
+        sentences = [expected_sentence(inner) for inner in error.exceptions]
+        return "; ".join(dict.fromkeys(filter(None, sentences))) if all(sentences) else None
+    return str(error) if isinstance(error, _EXPECTED) else None
+
+
 def main(arguments: list[str] | None = None) -> int:
     if sys.platform != "linux":
         print("ServeZero's platform runs on Linux only: it is built on fork, pidfd and cgroups", file=sys.stderr)  # noqa: T201
@@ -296,8 +308,11 @@ def main(arguments: list[str] | None = None) -> int:
         with locked(home):
             sockets, urls = bind(settings)
             uvloop.run(run(home, settings, sockets, urls))
-    except (StartError, DriverError, JournalError, PriceBookError, ServeError) as error:
-        print(error, file=sys.stderr)  # noqa: T201
+    except Exception as error:
+        sentence = expected_sentence(error)
+        if sentence is None:
+            raise
+        print(sentence, file=sys.stderr)  # noqa: T201
         return 1
     return 0
 

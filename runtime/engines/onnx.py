@@ -55,6 +55,8 @@ class OnnxEngine:
         self._strings: tuple[str, ...] = ()
 
     def load(self, order: LoadOrder) -> Loaded:
+        if order.settings:
+            raise EngineError(f"engine 'onnx' has no setting '{min(order.settings)}'; leave engine_settings out")
         path = Path(order.model_dir, order.model_file)
         if not path.is_file():
             raise FilesMissing(f"there is no file '{order.model_file}' in the model's folder; deploy the model again")

@@ -102,7 +102,7 @@ class Ready:
     batchable: bool
     """All inputs and outputs have a variable first dimension, so that rows of several requests can be joined."""
     memory_bytes: int
-    """Memory this replica alone holds now (proportional set size)."""
+    """Memory this replica alone holds now (its private dirty pages)."""
     peak_memory_bytes: int
     """Its high-water mark while loading."""
 

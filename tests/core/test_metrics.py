@@ -57,10 +57,9 @@ def test_every_metric_has_our_prefix_a_sentence_and_only_bounded_labels() -> Non
     declared = Metrics().declared()
     assert len(declared) > 10
     for metric in declared:
-        [family] = metric.describe()
-        assert family.name.startswith("serve_")
-        assert family.documentation.endswith(".")
-        assert set(metric._labelnames) <= {"deployment", "status", "code", "cold", "phase", "state", "reason"}
+        assert metric.name.startswith("serve_")
+        assert metric.text.endswith(".")
+        assert set(metric.labels) <= {"deployment", "status", "code", "cold", "phase", "state", "reason"}
 
 
 def test_phases_and_exit_reasons_are_there_from_the_start() -> None:

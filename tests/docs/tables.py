@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
-from prometheus_client import Counter, Gauge
 from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
@@ -81,14 +80,11 @@ def errors() -> str:
 
 
 def metrics() -> str:
-    rows = []
-    for metric in Metrics().declared():
-        described = metric.describe()
-        family = next(iter(described))
-        kind = "counter" if isinstance(metric, Counter) else "gauge" if isinstance(metric, Gauge) else "histogram"
-        name = family.name + ("_total" if kind == "counter" else "")
-        labels = ", ".join(f"`{label}`" for label in metric._labelnames) or "–"
-        rows.append(f"| `{name}` | {kind} | {labels} | {_cell(family.documentation)} |")
+    rows = [
+        f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels) or '–'} "
+        f"| {_cell(metric.text)} |"
+        for metric in Metrics().declared()
+    ]
     return "\n".join(["| metric | kind | labels | meaning |", "|---|---|---|---|", *sorted(rows)])
 
 
