@@ -15,7 +15,8 @@ class Lifecycle:
     """A task group with names. Owned by the loop that enters it.
 
     `spawn` is the only way tasks are made in this code base. A task that raises cancels its siblings and the error
-    leaves the `async with` block. `stop` cancels what still runs without an error.
+    leaves the `async with` block in an exception group; an error of the block itself leaves it as it is. `stop` cancels
+    what still runs without an error.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,11 @@ class Lifecycle:
     ) -> None:
         if error is not None:
             self.stop()
-        await self._group.__aexit__(kind, error, traceback)
+        try:
+            await self._group.__aexit__(kind, error, traceback)
+        except BaseExceptionGroup as group:
+            if group.exceptions != (error,):
+                raise
 
     def spawn(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run `coroutine` as a task that lives as long as this lifecycle at most."""

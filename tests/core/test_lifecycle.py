@@ -72,7 +72,7 @@ async def test_the_block_waits_for_tasks_that_end_by_themselves() -> None:
     assert task.get_name() == "one"
 
 
-async def test_an_error_in_the_block_ends_its_tasks_and_comes_through() -> None:
+async def test_an_error_in_the_block_ends_its_tasks_and_comes_through_as_it_is() -> None:
     bystander = Bystander()
 
     async def process() -> None:
@@ -81,9 +81,8 @@ async def test_an_error_in_the_block_ends_its_tasks_and_comes_through() -> None:
             await asyncio.sleep(0)
             raise ValueError("no port")
 
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(ValueError, match="no port"):
         await process()
-    assert caught.group_contains(ValueError, match="no port")
     assert bystander.ended == "cancelled"
 
 

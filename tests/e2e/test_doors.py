@@ -21,15 +21,19 @@ pytestmark = pytest.mark.e2e
 
 def ends(folder: Path, *flags: str, **environment: str) -> str:
     """Return the one sentence with which a platform refuses to start."""
+    (said,) = ends_with(folder, *flags, **environment)
+    return said
+
+
+def ends_with(folder: Path, *flags: str, **environment: str) -> list[str]:
+    """Return the lines that a platform leaves which cannot start and leaves nothing else behind."""
     platform = RunningPlatform(folder, *flags, **environment)
     process = platform.launch()
     try:
         assert process.wait(20) == 1, platform.log()
     finally:
         platform.__exit__(None, None, None)
-    said = platform.log().strip()
-    assert len(said.splitlines()) == 1, said
-    return said
+    return platform.log().strip().splitlines()
 
 
 def test_a_busy_port_is_one_sentence_with_the_remedy(tmp_path: Path) -> None:
@@ -72,6 +76,14 @@ def test_a_home_on_a_read_only_disk_is_one_sentence(tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", str(disk)], check=True)
     assert "Read-only" in said
     assert "--home" in said
+
+
+def test_a_damaged_registry_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "registry.db").write_bytes(b"garbage" * 1000)
+    (sentence,) = [line for line in ends_with(tmp_path) if not line.startswith("{")]
+    assert "registry.db is damaged" in sentence
+    assert "restore" in sentence
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 from pathlib import Path
 from threading import Thread
@@ -195,6 +196,33 @@ def test_fifty_deployments_at_zero_are_no_process_and_each_answers(start: StartP
         assert (labels(answer.json()), answer.headers["x-serve-cold-start"]) == ([3], "1")
     assert platform.get("/deployments/d7/history")["revisions"][0]["digest"] == digest
     assert platform.get("/platform")["store"]["used_bytes"] == MODEL.stat().st_size, "one copy of the bytes"
+
+
+def test_a_ledger_that_is_lost_is_derived_anew_from_the_journal(start: StartPlatform) -> None:
+    platform = start()
+    platform.deploy(MODEL)
+    request_id = platform.infer("digits", THREE).headers["x-serve-request-id"]
+    assert platform.stop() == 0
+    for path in platform.home.path.glob("ledger.db*"):
+        path.unlink()
+    platform.start()
+    assert platform.get(f"/requests/{request_id}")["id"] == request_id
+    verified(platform)
+
+
+def test_a_store_that_is_lost_fails_its_deployments_until_they_are_deployed_again(start: StartPlatform) -> None:
+    platform = start()
+    platform.deploy(MODEL)
+    assert platform.stop() == 0
+    shutil.rmtree(platform.home.store)
+    platform.start()
+    answer = platform.infer("digits", THREE)
+    assert (answer.status_code, answer.json()["code"]) == (503, "model_failed")
+    assert "deploy it again" in answer.json()["error"]
+    assert platform.http("GET", "/v2/models/digits/ready").status_code == 503
+    assert platform.get("/deployments/digits")["state"] == "failed"
+    assert platform.deploy(MODEL)["revision"] == 2
+    assert labels(platform.infer("digits", THREE).json()) == [3]
 
 
 def _sha256(path: Path) -> str:
