@@ -249,7 +249,8 @@ def locked(home: Home) -> Iterator[None]:
 
 def bind(settings: PlatformSettings) -> tuple[list[socket.socket], tuple[str, str]]:
     """Return listening sockets (data, and admin where it is split off) and their URLs. Raise StartError."""
-    if not ipaddress.ip_address(socket.gethostbyname(settings.host)).is_loopback:
+    address = _address(settings.host)
+    if not ipaddress.ip_address(address).is_loopback:
         raise StartError(
             f"Binding to {settings.host} is refused: callers are not asked for keys yet. Bind to 127.0.0.1 and put a "
             "proxy that authenticates in front"
@@ -258,7 +259,7 @@ def bind(settings: PlatformSettings) -> tuple[list[socket.socket], tuple[str, st
     sockets: list[socket.socket] = []
     for port in ports:
         try:
-            sockets.append(listen(settings.host, port))
+            sockets.append(listen(address, port))
         except OSError as error:
             for sock in sockets:
                 sock.close()
@@ -268,6 +269,15 @@ def bind(settings: PlatformSettings) -> tuple[list[socket.socket], tuple[str, st
             ) from error
     urls = [f"http://{_bracketed(settings.host)}:{sock.getsockname()[1]}" for sock in sockets]
     return sockets, (urls[0], urls[-1])
+
+
+def _address(host: str) -> str:
+    """Return the address of `host`. Raise StartError where there is none."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return str(socket.getaddrinfo(host, None, family, socket.SOCK_STREAM)[0][4][0])
+    except (OSError, UnicodeError) as error:
+        raise StartError(f"'{host}' is no address of this machine ({error}); choose another with --host") from error
 
 
 def _bracketed(host: str) -> str:
