@@ -6,6 +6,7 @@ they can (curl --http2, Java's) send it with every first request. What is no HTT
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from typing import Any
 
@@ -15,6 +16,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from activator.answer import write_answer
 from serve.core.errors import BadRequest, ServeError, TooLarge
+
+log = logging.getLogger(__name__)
 
 HEAD_BYTES = 64 * 1024
 """A head, or what follows a chunked body, that is longer and came in several reads, is refused: it would be kept."""
@@ -47,8 +50,8 @@ class RequestReader(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._read_without_upgrade(data, upgrade)
-        except httptools.HttpParserError:
-            self._refuse_bytes()
+        except httptools.HttpParserError as error:
+            self._refuse_error(error)
         # Only whole reads within one head, or behind one body, are counted: others may be the end of something long.
         if self._is_progress:
             self._head_bytes = 0
@@ -92,13 +95,22 @@ class RequestReader(HttpToolsProtocol):
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as another:
                 wish = another
-            except httptools.HttpParserError:
-                self._refuse_bytes()
+            except httptools.HttpParserError as error:
+                self._refuse_error(error)
 
     def _head_without_upgrade(self, method: bytes) -> bytes:
         lines = [b"%b %b HTTP/1.1" % (method, self.url)]
         lines += [b"%b: %b" % header for header in self.headers if header[0] not in _ABOUT_UPGRADE]
         return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def _refuse_error(self, error: httptools.HttpParserError) -> None:
+        """Refuse what the parser, or a callback of its, raised on: unreadable bytes, or a defect of ours."""
+        cause = error.__context__
+        if cause is None or isinstance(cause, httptools.HttpParserError | UnicodeError):
+            self._refuse_bytes()
+            return
+        log.error("request failed inside the activator", exc_info=cause)
+        self._refuse(ServeError("Internal error: see the platform's log"))
 
     def _refuse_bytes(self) -> None:
         self._refuse(BadRequest("This is no HTTP/1.1 request that can be read: call with http:// and an HTTP client"))

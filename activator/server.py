@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -80,6 +81,8 @@ class FrontDoorProtocol(RequestReader):
                 self.cycle = hot  # type: ignore[assignment]
                 return
         url, headers = self.url, self.headers
+        if httptools.parse_url(url).path is None:
+            raise httptools.HttpParserInvalidURLError("a URL without a path")  # uvicorn relies on one
         HttpToolsProtocol.on_message_begin(self)
         self.url, self.headers[:] = url, headers
         self.expect_100_continue = any(

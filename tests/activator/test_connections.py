@@ -115,3 +115,25 @@ async def test_an_answer_that_is_read_slowly_arrives_whole(tmp_path: Path, monke
                 received += len(await reader.read(1 << 20))
                 await asyncio.sleep(0.03)
         writer.close()
+
+
+async def test_a_defect_of_the_platforms_own_is_no_fault_of_the_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with harness(tmp_path) as it:
+        it.deploy()
+
+        def broken(url: bytes) -> None:
+            raise KeyError(url)
+
+        monkeypatch.setattr(it.activator, "hot_gate", broken)
+        answer = await _until_closed(it, _HEAD % (b"1.1", b"", len(BODY)) + BODY)
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert any(record.exc_info for record in caplog.records), "the log has the traceback"
+
+
+async def test_a_url_that_is_none_is_the_requests_fault(tmp_path: Path) -> None:
+    async with harness(tmp_path) as it:
+        for url in (b"http://[::1/v2", b"http://a:b:c/", b"http://x", b"http://x?y"):
+            answer = await _until_closed(it, b"GET %b HTTP/1.1\r\nhost: x\r\n\r\n" % url)
+            assert answer.startswith(b"HTTP/1.1 400 ")
