@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cache.manifest import Manifest
 from serve.core.errors import BadRequest, InvalidSpec
 from serve.core.spec import DeploymentSpec
+from serve.core.spec_errors import sentence
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -71,25 +72,6 @@ def parse(model: type[M], data: bytes) -> M:
         raise InvalidSpec(sentence(error)) from None
 
 
-def sentence(error: ValidationError) -> str:
-    """Return all that is wrong as one sentence; `spec.idle` is called `idle`, as its flag is."""
-    parts = []
-    for problem in error.errors(include_url=False, include_context=False):
-        location = [str(part) for part in problem["loc"]]
-        field = ".".join(location[1:] if location[:1] == ["spec"] and len(location) > 1 else location)
-        message = problem["msg"].removeprefix("Value error, ")
-        match problem["type"]:
-            case "missing":
-                parts.append(f"{field} is missing: give it a value")
-            case "extra_forbidden":
-                parts.append(f"{field} is not a setting: remove it, or see /api/v1/schema for the right name")
-            case "value_error":
-                parts.append(f"{field}: {message}" if field else message)
-            case _:
-                parts.append(f"{field or 'the body'} is {_shown(problem['input'])}: {message[:1].lower()}{message[1:]}")
-    return "; ".join(parts)
-
-
 def _load(data: bytes) -> Any:
     try:
         return orjson.loads(data)
@@ -100,8 +82,3 @@ def _load(data: bytes) -> Any:
         return json.loads(data)  # a sample may hold values that are not finite
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {error}; send a JSON object") from None
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "…"
