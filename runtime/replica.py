@@ -20,7 +20,8 @@ from runtime.decode import InferRequest, RequestDecoder
 from runtime.encode import AnswerEncoder, Body, WrongRows, error_body
 from runtime.engines.base import Engine, InputRejected, Loaded
 from runtime.memory import read_memory
-from runtime.tensors import DATATYPES, RequestRejected, join
+from runtime.proof import BatchProof
+from runtime.tensors import DATATYPES, Array, RequestRejected, join
 from runtime.wire import ANSWER, ANSWER_HEAD_BYTES, REQUEST_HEAD, FrameReader, RawFrame, send_pieces
 from serve.core.events import Drained, Event, LoadOrder, Stats, encode_event
 from serve.core.frames import FLAG_END, FrameError, Kind, pack, unpack_request
@@ -56,6 +57,7 @@ class Replica:
         self._decoder = RequestDecoder(loaded, order.name)
         self._encoder = AnswerEncoder(loaded, order.name, str(order.revision))
         self._max_batch_rows = order.max_batch_rows
+        self._proof = BatchProof()
         self._meter = BusyMeter()
         self._waiting: list[InferRequest] = []
         """Inside and not started, in order of arrival."""
@@ -209,7 +211,7 @@ class Replica:
                 self._refuse(batch[0], _explain(batch[0], error))
                 return
             if isinstance(error, WrongRows):
-                log.warning("batching is switched off, the outputs of a batch cannot be told apart: %s", error)
+                log.warning("batching is switched off, its answers are not those of requests alone: %s", error)
                 self._max_batch_rows = 0
             for request in batch:
                 self._run([request], start_ns)
@@ -223,6 +225,18 @@ class Replica:
 
     def _infer(self, batch: list[InferRequest]) -> tuple[list[Body | RequestRejected], int]:
         """Return the members' answers and the duration of the engine run."""
+        outputs = [self._loaded.outputs[output].name for output, _ in batch[0].layout.wanted]
+        inputs = self._inputs(batch)
+        self._executions += 1
+        start_ns = time.monotonic_ns()
+        results = self._engine.run(inputs, outputs)
+        infer_ns = time.monotonic_ns() - start_ns
+        bodies = self._encoder.encode(batch, results)
+        if len(batch) > 1:
+            self._proof.check(batch, results, lambda request: self._engine.run(self._inputs([request]), outputs))
+        return bodies, infer_ns
+
+    def _inputs(self, batch: list[InferRequest]) -> dict[str, Array]:
         layout = batch[0].layout
         inputs = {}
         for place, name in enumerate(layout.names):
@@ -230,12 +244,7 @@ class Replica:
             if len(batch) > 1:
                 shape = (sum([request.layout.rows for request in batch]), *shape[1:])
             inputs[name] = join(self._datatypes[name], [request.parts[place] for request in batch], shape)
-        outputs = [self._loaded.outputs[output].name for output, _ in layout.wanted]
-        self._executions += 1
-        start_ns = time.monotonic_ns()
-        results = self._engine.run(inputs, outputs)
-        infer_ns = time.monotonic_ns() - start_ns
-        return self._encoder.encode(batch, results), infer_ns
+        return inputs
 
     # Out -------------------------------------------------------------------------------------------------------------
 

@@ -75,6 +75,18 @@ def first_row() -> ModelProto:
     )
 
 
+def mixing(op: str, **attributes: Any) -> ModelProto:
+    """x [rows, 2] → y [rows, 2] by an operator along the first axis, which therefore is no batch."""
+    constants = [numpy_helper.from_array(np.array(0), "axis")]
+    inputs = {"CumSum": ["x", "axis"]}.get(op, ["x"])
+    return model(
+        [helper.make_node(op, inputs, ["y"], **attributes)],
+        [value("x", TensorProto.FLOAT, ["rows", 2])],
+        [value("y", TensorProto.FLOAT, ["rows", 2])],
+        constants if len(inputs) > 1 else [],
+    )
+
+
 def order(folder: Path, made: ModelProto | bytes, **changes: Any) -> LoadOrder:
     """Write the model into `folder` and return an order to load it."""
     (folder / "model.onnx").write_bytes(made if isinstance(made, bytes) else made.SerializeToString())
