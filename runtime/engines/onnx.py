@@ -89,9 +89,18 @@ class OnnxEngine:
             return dict(zip(outputs, self._session.run(outputs, inputs), strict=True))
         except ort_errors.InvalidArgument as error:
             raise InputRejected(_plain(error)) from error
+        except (ort_errors.Fail, ort_errors.RuntimeException) as error:
+            # Its class does not say whose fault it is. Sizes that do not fit together are the caller's: those that the
+            # model fixes were checked before.
+            if _ABOUT_SIZES.search(str(error)):
+                raise InputRejected(f"the sizes of the inputs do not fit this model: {_plain(error)}") from error
+            raise
 
     def close(self) -> None:
         self._session = None
+
+
+_ABOUT_SIZES = re.compile(r"dimension|shape|broadcast|axis", re.IGNORECASE)
 
 
 def is_batchable(inputs: list[list[int | str | None]], outputs: list[list[int | str | None]]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from runtime.engines.base import EngineError, InputRejected, TensorSpec, open_engine
 from runtime.engines.onnx import OnnxEngine, is_batchable
@@ -155,3 +156,21 @@ def test_importing_the_engine_starts_no_thread() -> None:
         [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == "1\n"
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Add"])
+def test_sizes_that_do_not_fit_a_model_of_open_sizes_are_the_callers_fault(tmp_path: Path, op: str) -> None:
+    constant = numpy_helper.from_array(np.ones((3, 2), np.float32), "w")
+    node = helper.make_node(op, ["x", "w"], ["y"])
+    x, y = value("x", FLOAT, ["rows", "columns"]), value("y", FLOAT, ["rows", "out"])
+    engine = open_engine("onnx")
+    engine.load(models.order(tmp_path, model([node], [x], [y], [constant])))
+    with pytest.raises(InputRejected, match="do not fit this model"):
+        engine.run({"x": np.ones((1, 5), np.float32)}, ["y"])
+    engine.close()
+
+
+def test_the_engine_refuses_settings_it_does_not_know(tmp_path: Path) -> None:
+    order = dataclasses.replace(models.order(tmp_path, models.perceptron()), settings={"turbo": True})
+    with pytest.raises(EngineError, match="no setting 'turbo'"):
+        open_engine("onnx").load(order)
