@@ -149,6 +149,7 @@ class Activator:
         received_ns = self._clock.monotonic_ns()
         cycle = scope[CYCLE]
         request_id = self._ids.next()
+        gate: Gate | None = None
         try:
             target = oip.parse_path(scope["path"])
             if target is not None and target.operation == "infer" and scope["method"] == "POST":
@@ -161,12 +162,12 @@ class Activator:
                 status, answer = oip.describe(self, scope["method"], scope["path"])
                 await respond(cycle, status, b"content-type: application/json\r\n", orjson.dumps(answer))
         except ServeError as error:
-            await self._refuse(cycle, error, request_id)
+            await self._refuse(cycle, error, request_id, gate)
         except ClientLeft:
             self._metrics.refusals.labels("client_left").inc()
         except Exception:
             log.exception("request failed inside the activator", extra={"request_id": request_id})
-            await self._refuse(cycle, ServeError("Internal error: see the platform's log"), request_id)
+            await self._refuse(cycle, ServeError("Internal error: see the platform's log"), request_id, gate)
 
     def _resolve(self, target: oip.Target) -> Gate:
         if self.is_draining:
@@ -185,8 +186,8 @@ class Activator:
             raise ModelFailed(f"'{route.name}' has no revision whose model is in the store; deploy it again")
         return self._gates[key]
 
-    async def _refuse(self, cycle: Any, error: ServeError, request_id: RequestId) -> None:
-        self.count_refusal(error, request_id)
+    async def _refuse(self, cycle: Any, error: ServeError, request_id: RequestId, gate: Gate | None) -> None:
+        self.count_refusal(error, request_id, gate)
         is_bounded = any(name == b"content-length" for name, _ in cycle.scope["headers"])
         # A body of known length is read and dropped, but not if it has no end, or nobody knows whether it comes.
         if cycle.more_body and (not is_bounded or isinstance(error, UploadTimeout) or cycle.waiting_for_100_continue):
@@ -211,11 +212,13 @@ class Activator:
         self._metrics.answered(gate.key.name, status, now_ns)
         self._metrics.request_seconds.observe(call.is_cold, (now_ns - call.received_ns) / NS_PER_S)
 
-    def count_refusal(self, error: ServeError, request_id: RequestId) -> None:
-        """Count a request that got no answer of a replica's; those that reached one are worth a line in the log."""
-        self._metrics.refusals.labels(error.code).inc()
-        if isinstance(error, ReplicaLost | ExecutionTimeout):
-            log.warning("a request failed", extra={"request_id": request_id, "code": error.code, "error": str(error)})
+    def count_refusal(self, error: ServeError, request_id: RequestId, gate: Gate | None) -> None:
+        """Count a request that is answered with `error`: as one that reached a replica, or as refused before any."""
+        if gate is None or not isinstance(error, ReplicaLost | ExecutionTimeout):
+            self._metrics.refusals.labels(error.code).inc()
+            return
+        self._metrics.answered(gate.key.name, error.status, self._clock.monotonic_ns())
+        log.warning("a request failed", extra={"request_id": request_id, "code": error.code, "error": str(error)})
 
     # ReplicaPool ----------------------------------------------------------------------------------------------------
 

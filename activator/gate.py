@@ -67,10 +67,6 @@ class Gate:
     # What others ask ------------------------------------------------------------------------------------------------
 
     @property
-    def has_ready(self) -> bool:
-        return bool(self._open)
-
-    @property
     def pending(self) -> int:
         return len(self._waiting)
 

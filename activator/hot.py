@@ -33,7 +33,7 @@ class HotApp(Protocol):
 
     def count(self, gate: Gate, call: Call, status: int) -> None: ...
 
-    def count_refusal(self, error: ServeError, request_id: RequestId) -> None: ...
+    def count_refusal(self, error: ServeError, request_id: RequestId, gate: Gate | None) -> None: ...
 
 
 class HotDoor:
@@ -136,7 +136,7 @@ class _HotCall(Call):
         if outcome is None:
             return
         if isinstance(outcome, ServeError):
-            self._app.count_refusal(outcome, self.request_id)
+            self._app.count_refusal(outcome, self.request_id, self._gate)
             headers, status = error_headers(outcome, self.request_id), outcome.status
             body: bytes | memoryview = orjson.dumps(outcome.body(self.request_id))
         else:

@@ -138,6 +138,7 @@ class Platform:
     def exposition(self) -> bytes:
         """Return the metrics in Prometheus text format."""
         self.metrics.store_bytes.set(self.store.used_bytes)
+        self.metrics.store_evictions.set(self.store.evictions)
         self.control.measure()
         return self.metrics.exposition(self.clock.monotonic_ns())
 

@@ -177,7 +177,7 @@ class Api:
         request_id = request.path_params["request_id"]
         record = await self._control.books.request(request_id)
         if record is None:
-            raise NotFound(f"the ledger has no request '{request_id}': refused requests and probes have no record")
+            raise NotFound(f"the ledger has no request '{request_id}': refused requests have no record")
         return json_response(record)
 
     async def platform(self, _request: Request) -> Response:

@@ -95,7 +95,9 @@ class Metrics:
         self.reserved_memory = self._gauge("serve_reserved_memory_bytes", "Memory reserved by live replicas.")
         self.memory_budget = self._gauge("serve_memory_budget_bytes", "Memory that all replicas together may hold.")
         self.store_bytes = self._gauge("serve_store_bytes", "Disk used by the store of models.")
-        self.store_evictions = self._counter("serve_store_evictions", "Models dropped from the store for space.")
+        self.store_evictions = self._gauge(
+            "serve_store_evictions", "Models dropped from the store for space since the platform started."
+        )
         self.journal_records = self._counter("serve_journal_records", "Records written to the billing journal.")
         self.journal_errors = self._counter("serve_journal_errors", "Journal writes that failed.")
         self.control_requests = self._counter("serve_control_requests", "Calls of /api/v1 by status class.", "status")

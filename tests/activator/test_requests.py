@@ -180,6 +180,9 @@ async def test_a_poison_call_fails_the_second_time_with_the_reason(tmp_path: Pat
     assert (response.status_code, text(response)["code"]) == (502, "replica_lost")
     assert "signal 9" in text(response)["error"]
     assert (record["status"], record["charged"], record["reason"]) == (502, False, "replica_lost")
+    counted = it.metrics.registry.get_sample_value
+    assert counted("serve_requests_total", {"deployment": "m", "status": "5xx"}) == 1
+    assert counted("serve_refusals_total", {"code": "replica_lost"}) is None
 
 
 async def test_user_code_is_never_run_twice(tmp_path: Path) -> None:
