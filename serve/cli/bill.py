@@ -8,11 +8,13 @@ import typer
 
 from serve.cli.failure import CommandError, usage
 from serve.cli.options import HomePath, Json, Url, duration_s
-from serve.cli.output import emit, emit_json, emit_table, from_nano, note
+from serve.cli.output import emit, emit_json, emit_table, from_nano, moment, note
 
 app = typer.Typer(no_args_is_help=False)
 _GROUPS = re.compile(r"deployment|revision|hour|day|label:.+")
-_PARTS = ("cold", "billed", "lost", "idle", "drain", "request")
+_COUNTS = {"requests": "REQUESTS", "cold_starts": "COLD STARTS", "probes": "PROBES"}
+_PARTS = {"cold": "COLD", "billed": "ANSWERED", "lost": "LOST", "idle": "IDLE", "drain": "DRAIN", "request": "FEE"}
+"""Keys of the report, and the heads of their columns. What docs/cli.md says under "Reading the bill"."""
 
 
 @app.callback(invoke_without_command=True)
@@ -65,10 +67,16 @@ def verify(url: Url = None, home: HomePath = None, as_json: Json = False) -> Non
         for word, key in (("note", "notes"), ("problem", "problems")):
             for sentence in result.get(key) or ():
                 emit(f"{word}: {sentence}")
-        verdict = "adds up" if result["ok"] else f"does not add up: {len(result['problems'])} problems"
-        emit(f"the ledger {verdict} ({result['lives']} replica lives, {result['requests']} requests)")
+        verdict = "adds up" if result["ok"] else f"does not add up: {_count(len(result['problems']), 'problem')}"
+        # Publishing's own inferences are among them, so they are no requests.
+        lives, inferences = _count(result["lives"], "replica life", "replica lives"), result["requests"]
+        emit(f"the ledger {verdict} ({lives}, {_count(inferences, 'inference')})")
     if not result["ok"]:
         raise typer.Exit(1)
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _instant(text: str | None, flag: str, now: datetime) -> str | None:
@@ -89,15 +97,26 @@ def _instant(text: str | None, flag: str, now: datetime) -> str | None:
 
 def _show(report: dict[str, Any]) -> None:
     rows = report["rows"]
+    note(f"in {report['currency']}, {_period(report.get('since_ns'), report.get('until_ns'))}")
     if not rows:
         note("nothing was used in this time")
         return
-    currency = str(report["currency"])
-    headers = (str(report["by"]).upper(), "REQUESTS", "COLD STARTS", *(part.upper() for part in _PARTS), currency)
-    table = [_cells(row, str(row.get("group") or "-")) for row in rows]
-    emit_table(headers, [*table, _cells(report["total"], "total")], right=range(1, len(headers)))
+    counts = [key for key in _COUNTS if key != "probes" or any(row.get(key) for row in rows)]
+    parts = [part for part in _PARTS if any(row.get(f"{part}_cost_nano") for row in rows)]
+    headers = [str(report["by"]).upper(), *(_COUNTS[key] for key in counts), *(_PARTS[part] for part in parts)]
+    headers.append(f"TOTAL {report['currency']}")
+
+    def cells(row: dict[str, Any], label: str) -> list[str]:
+        money = [*(f"{part}_cost_nano" for part in parts), "cost_nano"]
+        return [label, *(str(row.get(key, 0)) for key in counts), *(from_nano(int(row.get(key, 0))) for key in money)]
+
+    table = [cells(row, str(row.get("group") or "-")) for row in rows]
+    emit_table(headers, [*table, cells(report["total"], "total")], right=range(1, len(headers)))
 
 
-def _cells(row: dict[str, Any], label: str) -> tuple[str, ...]:
-    parts = (from_nano(int(row.get(f"{part}_cost_nano", 0))) for part in _PARTS)
-    return (label, str(row["requests"]), str(row.get("cold_starts", 0)), *parts, from_nano(int(row["cost_nano"])))
+def _period(since_ns: int | None, until_ns: int | None) -> str:
+    """Return which time the bill is for, in this machine's time zone."""
+    begin, end = (
+        None if ns is None else moment(datetime.fromtimestamp(ns / 1e9, UTC).isoformat()) for ns in (since_ns, until_ns)
+    )
+    return f"from {begin or 'the beginning'} until {end or 'now'}"

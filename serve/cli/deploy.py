@@ -109,14 +109,16 @@ class _Call(NamedTuple):
 def _prepare(model: str, spec: dict[str, Any]) -> _Call:
     """Return the deploy call: all that can be refused without the platform is refused here."""
     from serve.cli.bundle import Bundle, find_model
-    from serve.cli.specfile import choose_name, is_url
+    from serve.cli.specfile import check, choose_name, is_url
 
     if is_url(model):
-        document = {"spec": spec | {"name": choose_name(spec, model)}, "model": {"url": model}}
-        return _Call(document, None)
+        spec = spec | {"name": choose_name(spec, model)}
+        check(spec)
+        return _Call({"spec": spec, "model": {"url": model}}, None)
     path = find_model(model)
-    name = choose_name(spec, str(path))
-    return _Call({"spec": spec | {"name": name}}, Bundle(path))
+    spec = spec | {"name": choose_name(spec, str(path))}
+    check(spec)
+    return _Call({"spec": spec}, Bundle(path))
 
 
 def _run(call: _Call, wait_s: float, url: str | None, home: str | None) -> dict[str, Any]:

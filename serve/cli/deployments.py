@@ -41,7 +41,7 @@ def ls(url: Url = None, home: HomePath = None, as_json: Json = False) -> None:
 
 
 def status(name: Name, url: Url = None, home: HomePath = None, as_json: Json = False) -> None:
-    """Show a deployment: state, traffic, replicas, queue, cold starts."""
+    """Show a deployment: state, traffic, replicas, queue, how long starts take."""
     from serve.cli.connect import connect
 
     document = connect(url, home).api.get(_path(name))
@@ -120,7 +120,7 @@ def delete(
 
     api = connect(url, home).api
     if not yes:
-        if as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if as_json or not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr)):
             raise usage(f"nobody here to ask whether to delete '{name}': give --yes")
         if not typer.confirm(f"Delete '{name}' and all its revisions?", err=True):
             note("nothing deleted")
@@ -173,10 +173,9 @@ def _show_status(document: dict[str, Any]) -> None:
 
 def _cold_starts(cold_start_ms: dict[str, Any]) -> list[tuple[str, str]]:
     if cold_start_ms.get("p50") is None:
-        return [("cold start", "none yet")]
-    rows = [
-        ("cold start", f"{milliseconds(cold_start_ms['p50'])} (p50), {milliseconds(cold_start_ms.get('p95'))} (p95)")
-    ]
+        return [("start", "none yet")]
+    quantiles = f"{milliseconds(cold_start_ms['p50'])} (p50), {milliseconds(cold_start_ms.get('p95'))} (p95)"
+    rows = [("start", f"{quantiles} until ready")]
     phases = cold_start_ms.get("phases") or {}
     return rows + [(f"  {phase}", milliseconds(_median(ms))) for phase, ms in phases.items()]
 

@@ -24,9 +24,12 @@ OWN_CODES = {
     "wait_timeout": ExitCode.TIMEOUT,
     "platform_failed": ExitCode.ERROR,
     "unexpected_answer": ExitCode.ERROR,
+    "input_closed": ExitCode.ERROR,
 }
 """Stable codes that only the command uses; all others come from the platform. Documented in `docs/errors.md`."""
 
+_INVALID_SPEC = "invalid_spec"
+"""A setting cannot be: the same for the caller whether we found it or the platform."""
 _TIMEOUT_CODES = frozenset({"queue_timeout", "execution_timeout"})
 
 
@@ -56,12 +59,13 @@ class Refused(CommandError):
 
 
 def deploy_failed(body: dict[str, Any]) -> CommandError:
-    """Return the error of a deployment that the platform tried and could not make."""
+    """Return the error of a deployment that the platform could not make, or did not try: settings that cannot be."""
     details = {key: value for key, value in body.items() if key not in ("error", "code", "event")}
+    code = str(body.get("code", "publish_failed"))
     return CommandError(
-        str(body.get("code", "publish_failed")),
+        code,
         str(body.get("error", "the platform gave no reason: see `logs/platform.log` in its home")),
-        exit_code=ExitCode.DEPLOY_FAILED,
+        exit_code=ExitCode.USAGE if code == _INVALID_SPEC else ExitCode.DEPLOY_FAILED,
         **details,
     )
 
@@ -76,4 +80,4 @@ def _exit_code(status: int, code: str) -> ExitCode:
         return ExitCode.NOT_FOUND
     if code in _TIMEOUT_CODES:
         return ExitCode.TIMEOUT
-    return ExitCode.ERROR
+    return ExitCode.USAGE if code == _INVALID_SPEC else ExitCode.ERROR

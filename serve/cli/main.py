@@ -58,9 +58,23 @@ def serve(
 
 def main() -> int:
     """Run the command line; return its exit code."""
-    as_json = _wants_json(sys.argv[1:])
+    if sys.stdout is None:  # before anything is done: its result could not be told
+        note("error: stdout is closed: let it lead somewhere, as in `serve ls > /dev/null`")
+        return ExitCode.ERROR
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has every character
+    try:
+        return _run(_wants_json(sys.argv[1:]))
+    except BrokenPipeError:  # a reader that has seen enough, such as `head`
+        _discard_stdout()
+        return ExitCode.ERROR
+    except OSError as error:  # such as a full disk behind `serve bill --csv > bill.csv`
+        note(f"error: the system refused it ({error}): free space, or check permissions, then try again")
+        _discard_stdout()
+        return ExitCode.ERROR
+
+
+def _run(as_json: bool) -> int:
     try:
         # With --json, typer hands usage errors to us, so that they are JSON too.
         return app(prog_name="serve", standalone_mode=not as_json) or 0
@@ -70,12 +84,11 @@ def main() -> int:
     except typer.TyperException as error:
         _report(CommandError("usage", error.format_message()), as_json)
         return ExitCode.USAGE
-    except BrokenPipeError:
-        return ExitCode.ERROR
-    except OSError as error:  # such as a full disk behind `serve bill --csv > bill.csv`
-        note(f"error: the system refused it ({error}): free space, or check permissions, then try again")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what still waits to be written must not fail once more
-        return ExitCode.ERROR
+
+
+def _discard_stdout() -> None:
+    """What still waits to be written must not fail once more when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _wants_json(arguments: list[str]) -> bool:

@@ -1,12 +1,14 @@
 """`serve logs` and `serve explain`: what replicas said, and why the autoscaler did what it did."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from serve.cli.options import HomePath, Json, Name, Url
 from serve.cli.output import emit, emit_json, emit_table, moment, note
+
+_TOLD_ALREADY = frozenset({"time", "replica", "logger"})
 
 
 def logs(
@@ -30,8 +32,7 @@ def logs(
         if as_json:
             emit(json.dumps(line, ensure_ascii=False))
         else:
-            time = f"{moment(line['time'])} " if line.get("time") else ""
-            emit(f"{time}{line.get('replica', '-')} {line.get('line', '')}")
+            emit(_readable(line))
     if count == 0:
         note("no lines" + (f" of request {request_id}" if request_id else "") + f" from '{name}'")
 
@@ -50,6 +51,31 @@ def explain(name: Name, url: Url = None, home: HomePath = None, as_json: Json = 
         note(f"nothing was decided for '{name}' yet: no request came since the platform started")
         return
     emit_table(
-        ("TIME", "REPLICAS", "REASON"),
-        ((moment(item["time"]), f"{item['from']} → {item['to']}", str(item["reason"])) for item in decisions),
+        ("TIME", "REVISION", "REPLICAS", "REASON"),
+        (
+            (
+                moment(item["time"]),
+                str(item.get("revision", "-")),
+                f"{item['from']} → {item['to']}",
+                str(item["reason"]),
+            )
+            for item in decisions
+        ),
+        right=(1,),
     )
+
+
+def _readable(line: dict[str, Any]) -> str:
+    """Return a line as `time replica text`; of JSON log lines level and message, further fields, and the exception."""
+    start = f"{moment(line['time'])} " if line.get("time") else ""
+    start += str(line.get("replica", "-"))
+    text = str(line.get("line", ""))
+    try:
+        entry = json.loads(text) if text.startswith("{") else None
+    except (ValueError, RecursionError):
+        entry = None
+    if not isinstance(entry, dict) or "message" not in entry:
+        return f"{start} {text}"
+    level, message, exception = entry.pop("level", "-"), entry.pop("message"), entry.pop("exception", None)
+    fields = "".join(f" {key}={value}" for key, value in entry.items() if key not in _TOLD_ALREADY)
+    return f"{start} {level} {message}{fields}" + (f"\n{str(exception).rstrip()}" if exception else "")

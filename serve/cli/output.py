@@ -11,6 +11,9 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+_GAP = 2
+"""Spaces between two columns."""
+
 
 def emit_json(value: Any) -> None:
     """Print one JSON document on stdout."""
@@ -23,29 +26,51 @@ def emit(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print narration on stderr."""
+    """Print narration on stderr; nowhere where that is closed, for `print` would take stdout."""
+    if sys.stderr is None:
+        return
     print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def emit_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = ()) -> None:
-    """Print aligned columns on stdout. `right`: indices of columns that hold numbers.
+    """Print aligned columns on stdout. `right`: indices of columns that hold numbers, which are never broken.
 
-    Nothing is cut where stdout is no terminal: the width of a pipe is not 80.
+    Nothing is cut where stdout is no terminal: the width of a pipe is not 80. Where the numbers do not fit side by
+    side, each row is printed as a block of lines.
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 10_000)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     numeric = set(right)
+    cells = [tuple(row) for row in rows]
+    least = 0
     for index, header in enumerate(headers):
-        table.add_column(header, justify="right" if index in numeric else "left", overflow="fold")
-    for row in rows:
+        word = max(map(len, header.split()))
+        number = max((len(row[index]) for row in cells), default=0) if index in numeric else 0
+        least += max(word, number) + _GAP
+        table.add_column(
+            header,
+            justify="right" if index in numeric else "left",
+            overflow="fold",
+            min_width=max(word, number),
+            vertical="bottom",
+        )
+    if least - _GAP > console.width:
+        emit("\n\n".join(_block(headers, row) for row in cells))
+        return
+    for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     with console.capture() as capture:
         console.print(table)
     emit("\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n")))
+
+
+def _block(headers: Sequence[str], row: Sequence[str]) -> str:
+    width = max(map(len, headers))
+    return "\n".join(f"{header:<{width}}  {cell}" for header, cell in zip(headers, row, strict=True))
 
 
 def milliseconds(value: float | None) -> str:

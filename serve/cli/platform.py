@@ -12,6 +12,7 @@ from serve.cli.output import emit, emit_json, note
 
 
 def up(
+    context: typer.Context,
     host: Annotated[
         str | None, typer.Option("--host", envvar="SERVE_HOST", help="Address to listen on. Default: 127.0.0.1.")
     ] = None,
@@ -63,12 +64,21 @@ def up(
         os.execv(arguments[0], arguments)  # noqa: S606
     if info is not None:
         note(f"the platform runs already at {info.url} (pid {info.pid})")
+        given = [f"--{key.replace('_', '-')}" for key in ("host", "port", "admin_port") if _is_given(context, key)]
+        if given:
+            note(f"{' and '.join(given)} did not change it: end it with `serve down` first")
     else:
         info = start_detached(folder, wait_s, host=host, port=port)
     if as_json:
         emit_json(asdict(info))
     else:
         emit(info.url)
+
+
+def _is_given(context: typer.Context, parameter: str) -> bool:
+    """Return whether the flag stands on the command line, and is not the environment's."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def down(

@@ -38,13 +38,15 @@ def publish(
             missing = refusal.details.get("files")
             if bundle is None or refusal.code != "files_missing" or not isinstance(missing, list):
                 raise _as_deploy_failure(refusal) from refusal
-            files = [bundle.require(str(path)) for path in missing]
-            if not files or all(file.sha256 in uploaded for file in files):
+            # Files that were not announced yet may be there already: the platform says so when it knows their digests.
+            lacking = [str(path) for path in missing if str(path) in bundle.files]
+            added = [bundle.require(str(path)) for path in missing if str(path) not in bundle.files]
+            files = {file.sha256: file for file in map(bundle.require, lacking) if file.sha256 not in uploaded}
+            if not files and not added:
                 raise _as_deploy_failure(refusal) from refusal
-        for file in files:
-            if file.sha256 not in uploaded:
-                _upload(client, file, sink)
-                uploaded.add(file.sha256)
+        for digest, file in files.items():
+            _upload(client, file, sink)
+            uploaded.add(digest)
 
 
 def _follow(events: Iterator[dict[str, Any]], sink: ProgressSink) -> dict[str, Any]:

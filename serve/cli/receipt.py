@@ -8,18 +8,17 @@ from serve.cli.output import milliseconds, seconds, size
 
 
 def receipt_text(receipt: dict[str, Any], *, unchanged: bool) -> str:
-    """Return the receipt as lines of text. Keys the platform left out are left out."""
+    """Return the receipt as lines of text. Keys the platform left out are left out; a warning is told on stderr."""
     name = receipt["name"]
     state = "unchanged" if unchanged else "deployed" if receipt.get("verified") else "loaded, not verified"
     lines = [f"{name} revision {receipt['revision']}: {state}", "", _row("endpoint", receipt["endpoint"])]
-    if receipt.get("warning"):
-        lines.append(_row("warning", receipt["warning"]))
     lines += [_row(label, _tensors(receipt[key])) for label, key in _TENSORS if receipt.get(key)]
     lines += _cold_start(receipt.get("cold_start"))
     lines += _warm(receipt)
     lines += _cost(receipt)
-    if receipt.get("curl"):
-        lines += ["", "call it", *(f"  {line}" for line in str(receipt["curl"]).splitlines())]
+    curl = str(receipt.get("curl") or "").strip()
+    if curl:
+        lines += ["", "call it", *(f"  {line}" for line in curl.splitlines())]
     lines += ["", "next", f"  serve status {name}", f"  serve logs {name} -f", "  serve bill"]
     return "\n".join(lines)
 

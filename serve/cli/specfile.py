@@ -1,4 +1,4 @@
-"""`serve.yaml` and the flags of `serve deploy`, merged. Their meaning is the platform's to judge."""
+"""`serve.yaml` and the flags of `serve deploy`, merged and checked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from serve.cli.failure import usage
+from serve.cli.failure import CommandError, ExitCode, usage
 from serve.core.ids import check_name, default_name
 
 
@@ -55,6 +55,22 @@ def merge(
     return spec
 
 
+def check(spec: Mapping[str, Any]) -> None:
+    """Raise CommandError (exit code 2) where the settings cannot be: no platform is needed, or started, to say so.
+
+    Imported here, because the one meaning of settings is a pydantic model and only a deploy pays for that.
+    """
+    from pydantic import ValidationError
+
+    from serve.core.spec import DeploymentSpec
+    from serve.core.spec_errors import sentence
+
+    try:
+        DeploymentSpec.model_validate(spec)
+    except ValidationError as error:
+        raise CommandError("invalid_spec", sentence(error), exit_code=ExitCode.USAGE) from None
+
+
 def choose_name(spec: Mapping[str, Any], model: str) -> str:
     """Return the deployment's name: the given one, or what the model's path says. Raises CommandError."""
     name = spec.get("name")
@@ -80,6 +96,8 @@ def read_request(path: str, flag: str) -> bytes:
     """Return the bytes of an inference request file, `-` for stdin, once they are known to be a JSON object."""
     import sys
 
+    if path == "-" and sys.stdin is None:
+        raise CommandError("input_closed", f"{flag} - reads stdin, which is closed: give it a request, or name a file")
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).expanduser().read_bytes()
     except OSError as error:

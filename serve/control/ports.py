@@ -114,6 +114,9 @@ class DecisionLine(Protocol):
     """One decision and its reason."""
 
     @property
+    def key(self) -> RevisionKey: ...
+
+    @property
     def wall_ns(self) -> int: ...
 
     @property

@@ -78,6 +78,7 @@ def decisions(deployments: Deployments, name: str) -> dict[str, Any]:
     lines = [
         {
             "time": timestamp(decision.wall_ns),
+            "revision": decision.key.number,
             "from": decision.replicas_before,
             "to": decision.replicas_after,
             "reason": decision.reason,

@@ -38,6 +38,7 @@ class FakePlatform:
     deploys: list[dict[str, Any]] = field(default_factory=list)
     infers: list[bytes] = field(default_factory=list)
     bill_ok: bool = True
+    bill: dict[str, Any] = field(default_factory=lambda: BILL)
 
     def paths(self, method: str) -> list[str]:
         return [path for known, path, _ in self.calls if known == method]
@@ -86,7 +87,7 @@ def app(state: FakePlatform) -> Starlette:
         return StreamingResponse(_log_lines(lines, follow), media_type="application/x-ndjson")
 
     async def bill(_: Request) -> Response:
-        return JSONResponse(BILL)
+        return JSONResponse(state.bill)
 
     async def bill_csv(_: Request) -> Response:
         return PlainTextResponse("currency,group,cost_nano\nUSD,digits,1500\n")
@@ -94,7 +95,7 @@ def app(state: FakePlatform) -> Starlette:
     async def verify(_: Request) -> Response:
         problems = [] if state.bill_ok else ["digits-r1-aaaa: a part of its life is negative"]
         return JSONResponse(
-            {"ok": state.bill_ok, "lives": 2, "requests": 5, "problems": problems, "notes": ["one torn tail"]}
+            {"ok": state.bill_ok, "lives": 1, "requests": 5, "problems": problems, "notes": ["one torn tail"]}
         )
 
     async def infer(request: Request) -> Response:
@@ -177,6 +178,9 @@ async def _events(state: FakePlatform, document: dict[str, Any]) -> AsyncIterato
         yield json.dumps({"event": "progress", "step": step, "message": f"{step} {name}"}).encode() + b"\n"
     if name == "stalls":
         await asyncio.sleep(30)
+    if name == "refused":
+        yield json.dumps({"event": "failed", "error": "x is no setting of onnx", "code": "invalid_spec"}).encode()
+        return
     if name == "broken":
         yield json.dumps({"event": "failed", "error": "not an ONNX file: export it", "code": "model_invalid"}).encode()
         return
@@ -186,7 +190,7 @@ async def _events(state: FakePlatform, document: dict[str, Any]) -> AsyncIterato
     state.deployments[name] = DEPLOYMENT | {"name": name}
     receipt = RECEIPT | {"name": name, "endpoint": f"http://127.0.0.1/v2/models/{name}/infer"}
     if name == "unverified":
-        receipt |= {"verified": False, "warning": "no sample ran: give one with --sample", "warm_ms": None}
+        receipt |= {"verified": False, "warning": "no sample ran: give one with --sample", "warm_ms": None, "curl": ""}
     yield json.dumps({"event": "deployed", "unchanged": unchanged, "receipt": receipt}).encode() + b"\n"
 
 
@@ -269,14 +273,22 @@ HISTORY = [
         "changes": [],
     },
 ]
-DECISIONS = [{"time": "2026-11-01T10:00:00Z", "from": 0, "to": 1, "reason": "1 request waits and no replica runs"}]
+DECISIONS = [
+    {
+        "time": "2026-11-01T10:00:00Z",
+        "revision": 7,
+        "from": 0,
+        "to": 1,
+        "reason": "1 request waits and no replica runs",
+    }
+]
 LOGS: list[dict[str, Any]] = [
     {"time": "2026-11-01T10:00:00Z", "replica": "digits-r1-aaaa", "line": "loaded"},
     {"replica": "digits-r1-aaaa", "line": "request w-7 took long"},
 ]
 _PARTS = ("cold", "billed", "lost", "idle", "drain", "request")
 _ROW = {"requests": 5, "charged": 5, "cold_starts": 1} | {f"{part}_cost_nano": 250 for part in _PARTS}
-BILL = {
+BILL: dict[str, Any] = {
     "by": "deployment",
     "since_ns": None,
     "until_ns": None,

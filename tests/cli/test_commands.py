@@ -45,11 +45,14 @@ def test_every_read_prints_the_platforms_json(digits: Served, command: list[str]
     ("command", "words"),
     [
         (["ls"], ["NAME", "digits", "cold", "60 s", "team=vision"]),
-        (["status", "digits"], ["ready", "revision 1", "31.5 ms", "digits-r1-aaaa", "32.0 MiB"]),
+        (
+            ["status", "digits"],
+            ["ready", "revision 1", "31.5 ms (p50), 40.0 ms (p95) until ready", "digits-r1-aaaa", "32.0 MiB"],
+        ),
         (["history", "digits"], ["idle 60 → 30", "2.0 KiB", "cdcdcdcdcdcd", "*"]),
-        (["explain", "digits"], ["0 → 1", "1 request waits"]),
+        (["explain", "digits"], ["     7  0 → 1     1 request waits"]),
         (["bill"], ["DEPLOYMENT", "digits", "0.0000015", "total"]),
-        (["bill", "verify"], ["note: one torn tail", "adds up (2 replica lives, 5 requests)"]),
+        (["bill", "verify"], ["note: one torn tail", "adds up (1 replica life, 5 inferences)"]),
         (["rollback", "digits", "1"], ["digits: revision 1 takes the traffic"]),
     ],
 )
@@ -174,6 +177,7 @@ def test_a_ledger_that_does_not_add_up_exits_1_and_lists_the_problems(digits: Se
     result = digits.serve("bill", "verify")
     assert result.exit_code == 1
     assert "problem: digits-r1-aaaa" in result.out
+    assert "does not add up: 1 problem (" in result.out
 
 
 def test_a_terminal_without_our_characters_gets_them_spelled_out(digits: Served) -> None:

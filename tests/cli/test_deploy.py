@@ -7,7 +7,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.cli.conftest import Served
+import pytest
+
+from tests.cli.conftest import Command, Served
 from tests.cli.fake_control import WEIGHTS_MARK
 
 MakeModel = Callable[..., Path]
@@ -83,6 +85,47 @@ def test_external_data_is_found_beside_the_model(served: Served, model: MakeMode
         "b.bin",
     ]
     assert sorted(len(blob) for blob in served.state.blobs.values()) == [2, 3, 34]
+    again = served.serve("deploy", "digits/model.onnx")
+    assert again.exit_code == 0, again.err
+    assert len(served.state.paths("PUT")) == 3, "what the platform has is not sent again"
+
+
+def test_two_names_of_the_same_bytes_are_sent_once(served: Served, model: MakeModel) -> None:
+    model(content=WEIGHTS_MARK + b"a.bin,b.bin")
+    model("digits/a.bin", b"same")
+    model("digits/b.bin", b"same")
+    assert served.serve("deploy", "digits/model.onnx").exit_code == 0
+    assert len(served.state.paths("PUT")) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--idle", "abc"], "idle: 'abc' is not a duration: write 60s, 5m or 1h30m"),
+        (["--max", "0"], "max is 0: give 1 or more"),
+        (["--min", "5", "--max", "2"], "max (2) is below min (5)"),
+        (["--queue-bytes", "3furlongs"], "give bytes, or a size such as 256MiB"),
+        (["-f", "serve.yaml"], "idel is not a setting: did you mean idle?"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_a_usage_error_before_any_call_or_platform(
+    served: Served, alone: Command, model: MakeModel, folder: Path, flags: list[str], sentence: str
+) -> None:
+    model()
+    (folder / "serve.yaml").write_text("idel: 5s\n")
+    for serve in (served.serve, alone):
+        result = serve("deploy", "digits/model.onnx", *flags, "--json")
+        assert result.exit_code == 2
+        assert result.json["code"] == "invalid_spec"
+        assert sentence in result.json["error"]
+    assert served.state.calls == []
+    assert not (folder / "home").exists()
+
+
+def test_a_setting_that_only_the_platform_can_refuse_is_a_usage_error_too(served: Served, model: MakeModel) -> None:
+    model()
+    result = served.serve("deploy", "digits/model.onnx", "--name", "refused", "--json")
+    assert (result.exit_code, result.json["code"]) == (2, "invalid_spec")
 
 
 def test_external_data_outside_the_models_folder_is_never_uploaded(served: Served, model: MakeModel) -> None:
@@ -158,6 +201,8 @@ def test_a_model_nobody_could_verify_is_deployed_with_a_warning(served: Served, 
     assert result.exit_code == 0
     assert "loaded, not verified" in result.out
     assert "warning: no sample ran" in result.err
+    assert (result.out + result.err).count("no sample ran") == 1
+    assert "call it" not in result.out
 
 
 def test_input_that_cannot_be_a_model_is_refused_with_a_remedy_before_any_call(

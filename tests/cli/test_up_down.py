@@ -57,6 +57,10 @@ def test_a_second_up_says_so_and_exits_0_detached_or_not(serve: Command) -> None
         second = serve("up", *flags)
         assert second.exit_code == 0
         assert f"runs already at {first['url']} (pid {first['pid']})" in second.err
+        assert "did not change it" not in second.err
+    told = serve("up", "--port", "0", "--host", "127.0.0.1")
+    assert told.exit_code == 0
+    assert "--host and --port did not change it: end it with `serve down` first" in told.err
 
 
 def test_two_ups_at_once_agree_on_one_platform(serve: Command) -> None:
@@ -158,6 +162,14 @@ def test_up_in_the_foreground_becomes_the_platform_itself(serve: Command, folder
             child.wait(30)
         else:
             child.kill()
+
+
+def test_a_deploy_that_cannot_mean_anything_starts_no_platform(
+    serve: Command, folder: Path, model: Callable[..., Path]
+) -> None:
+    model()
+    assert serve("deploy", "digits/model.onnx", "--idle", "abc").exit_code == 2
+    assert running(Home(folder / "home")) is None
 
 
 def test_deploy_starts_the_local_platform_where_none_runs(serve: Command, model: Callable[..., Path]) -> None:

@@ -455,7 +455,9 @@ async def test_explain_gives_the_decisions_of_that_deployment(api: Served) -> No
         DecisionRecord(1_700_000_000_000_000_000, RevisionKey("other", 1), 1, 0, "idle"),
     ]
     assert await api.get("/deployments/digits/explain") == {
-        "decisions": [{"time": "2023-11-14T22:13:20.000Z", "from": 0, "to": 1, "reason": "first request"}]
+        "decisions": [
+            {"time": "2023-11-14T22:13:20.000Z", "revision": 1, "from": 0, "to": 1, "reason": "first request"}
+        ]
     }
 
 

@@ -113,7 +113,7 @@ def test_a_sample_that_the_model_refuses_exits_5(shared: RunningPlatform, tmp_pa
 
 
 def test_settings_that_cannot_be_are_refused_with_their_names(shared: RunningPlatform, tmp_path: Path) -> None:
-    failed(shared.cli("deploy", str(MODEL), "--min", "3", "--max", "2", "--json"), 5, "max", code="invalid_spec")
+    failed(shared.cli("deploy", str(MODEL), "--min", "3", "--max", "2", "--json"), 2, "max", code="invalid_spec")
     settings = tmp_path / "serve.yaml"
     settings.write_text("idel: 5s\n")
     result = shared.cli("deploy", str(MODEL), "-f", str(settings), "--json")
