@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 
 from activator.calls import Call, Reply
@@ -24,15 +25,35 @@ STATUS_CLIENT_LEFT = 499
 class _Account:
     """One replica's life on the books."""
 
-    __slots__ = ("_cost_per_us", "_priced_by", "life", "lines", "meter", "oldest_inside_ns")
+    __slots__ = (
+        "_cost_per_us",
+        "_origin",
+        "_priced_by",
+        "life",
+        "lines",
+        "measured_bytes",
+        "meter",
+        "oldest_inside_ns",
+    )
 
     def __init__(self, life: records.Life, origin: records.Origin, oldest_inside_ns: Callable[[], int | None]) -> None:
         self.life = life
         self.lines = records.RequestLines(life, origin)
+        self.measured_bytes: int | None = None
+        """Most memory measured so far, of a replica whose granted memory is only an estimate."""
+        self._origin = origin
         self.meter = LifeAccount(life.assigned_mono_ns)
         self.oldest_inside_ns = oldest_inside_ns
         self._priced_by: Prices | None = None
         self._cost_per_us = 0
+
+    def measured(self, memory_bytes: int) -> None:
+        """Charge what was measured instead of an estimate, for the whole life."""
+        if self.measured_bytes is not None and memory_bytes > self.measured_bytes:
+            self.measured_bytes = memory_bytes
+            self.life = dataclasses.replace(self.life, memory_mib=records.mebibytes(memory_bytes))
+            self.lines = records.RequestLines(self.life, self._origin)
+            self._priced_by = None
 
     def cost_per_us(self, prices: Prices) -> int:
         """Return what a microsecond of this replica costs, cores and memory, over `COST_DENOMINATOR`."""
@@ -65,8 +86,18 @@ class Accounts:
 
     # Lives ----------------------------------------------------------------------------------------------------------
 
-    def assigned(self, info: ReplicaInfo, labels: dict[str, str], oldest_inside_ns: Callable[[], int | None]) -> None:
-        """A life begins. `oldest_inside_ns` tells when the oldest unanswered call was sent inside."""
+    def assigned(
+        self,
+        info: ReplicaInfo,
+        labels: dict[str, str],
+        oldest_inside_ns: Callable[[], int | None],
+        *,
+        is_memory_known: bool,
+    ) -> None:
+        """A life begins. `oldest_inside_ns` tells when the oldest unanswered call was sent inside.
+
+        Where the memory of a revision is not known yet, `info` has an estimate: what is `measured` is charged instead.
+        """
         life = records.Life(
             replica=info.id,
             deployment=info.key.name,
@@ -78,6 +109,7 @@ class Accounts:
             labels=dict(labels),
         )
         account = _Account(life, self._journal.origin, oldest_inside_ns)
+        account.measured_bytes = None if is_memory_known else 0
         self._accounts[info.id] = account
         self._checkpoint(account)
         self.writer.flush()
@@ -88,6 +120,12 @@ class Accounts:
         account = self._accounts[replica_id]
         account.meter.ready(at_ns)
         self._segment(account, "cold", at_ns)
+
+    def measured(self, replica_id: ReplicaId, memory_bytes: int) -> None:
+        """The replica reported the most memory it has held so far."""
+        account = self._accounts.get(replica_id)
+        if account is not None:
+            account.measured(memory_bytes)
 
     def retired(self, replica_id: ReplicaId) -> None:
         account = self._accounts.get(replica_id)

@@ -232,13 +232,19 @@ class Activator:
         replica = ReplicaConnection(info, gate, self)
         self._connections[info.id] = replica
         gate.connections[info.id] = replica
-        self._accounts.assigned(info, gate.revision.spec.labels, replica.oldest_inside_ns)
+        self._accounts.assigned(
+            info,
+            gate.revision.spec.labels,
+            replica.oldest_inside_ns,
+            is_memory_known=gate.revision.memory_bytes > 0,
+        )
 
     def replica_ready(self, replica_id: ReplicaId, link: FrameLink, ready: Ready, phases: dict[Phase, int]) -> None:
         replica = self._connections[replica_id]
         replica.link = link
         replica.cold_phases = {phase.value: ns for phase, ns in phases.items()}
         link.receiver = replica
+        self._accounts.measured(replica_id, ready.peak_memory_bytes)
         self._accounts.ready(replica_id, ready.at_ns)
         self._gates[replica.info.key].replica_ready(replica, ready.at_ns - replica.info.assigned_ns)
 
@@ -264,6 +270,8 @@ class Activator:
     def replica_event(self, replica_id: ReplicaId, event: Event) -> None:
         if isinstance(event, Stats | Drained):
             self._accounts.busy_reported(replica_id, event.at_ns, event.total_busy_ns)
+        if isinstance(event, Stats):
+            self._accounts.measured(replica_id, event.peak_memory_bytes)
         self.listener.replica_event(replica_id, event)
 
     def poke(self, key: RevisionKey) -> None:

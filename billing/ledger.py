@@ -26,7 +26,8 @@ _REQUEST = """INSERT INTO requests VALUES (
     :queue_us, :cold_us, :busy_us, :infer_us, :bytes_in, :bytes_out, :cores, :memory_mib, :cold, :price, :client_id,
     :trace_id) ON CONFLICT (id) DO NOTHING"""
 _LIFE = """INSERT INTO lives VALUES (:replica, :writer, :deployment, :revision, :labels, :cores, :memory_mib,
-    :assigned_mono_ns, :assigned_wall_ns) ON CONFLICT (replica) DO NOTHING"""
+    :assigned_mono_ns, :assigned_wall_ns) ON CONFLICT (replica) DO UPDATE SET memory_mib = excluded.memory_mib"""
+# The memory of a revision's first replica is an estimate until it is measured: the last word counts for the whole life.
 # A life has one writer, and a writer's records are taken in in their order: the later state is the newer.
 _STATE = """INSERT INTO states VALUES (:replica, :minute, :mono_ns, :cold_us, :billed_us, :lost_us, :idle_us, :drain_us,
     :exit_reason, :estimated)

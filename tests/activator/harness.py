@@ -183,13 +183,13 @@ class Harness:
         self.activator.replica_assigned(info)
         return info
 
-    async def ready(self, info: ReplicaInfo) -> PlayedReplica:
+    async def ready(self, info: ReplicaInfo, peak_memory_bytes: int = 1) -> PlayedReplica:
         near, far = socket.socketpair()
         replica = PlayedReplica(info.id, info.key)
         await replica.open(far)
         self.tasks.create_task(replica.play())
         link = self.links[info.id] = await FrameLink.open(near, self)
-        ready = Ready(self.clock.monotonic_ns(), "onnxruntime_onnx", "1", SPECS, SPECS, True, 1, 1)
+        ready = Ready(self.clock.monotonic_ns(), "onnxruntime_onnx", "1", SPECS, SPECS, True, 1, peak_memory_bytes)
         self.activator.replica_ready(info.id, link, ready, {Phase.SPAWN: 1_000_000, Phase.LOAD: 2_000_000})
         return replica
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 
 from billing.journal import JournalError
+from billing.ledger import Ledger, open_read_only
+from billing.verify import verify
+from serve.core.events import Stats
 from tests.activator.harness import harness, infer, text, until
 
 
@@ -62,3 +67,26 @@ async def test_records_of_all_answers_of_one_read_are_written_with_one_system_ca
         replica.answer_all(insides)
         await asyncio.gather(*asked)
         assert writes == 1
+
+
+async def test_a_first_replica_is_charged_what_was_measured_not_what_was_reserved(tmp_path: Path) -> None:
+    async with harness(tmp_path) as it, httpx.AsyncClient() as client:
+        key = it.deploy()
+        it.activator.add_revision(dataclasses.replace(it.activator._gates[key].revision, memory_bytes=0))
+        info = it.assign(key)
+        replica = await it.ready(info, peak_memory_bytes=7 << 20)
+        replica.auto = lambda inside: inside.answer()
+        await infer(client, it)
+        it.activator.replica_event(replica.id, Stats(it.clock.monotonic_ns(), 0, 1, 1, 9 << 20))
+        await infer(client, it)
+        it.kill(replica)
+        assigned = it.records("checkpoint")[0]
+        requests = [record["memory_mib"] for record in it.records("request")]
+        last = it.records("segment")[-1]
+        with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+            ledger.ingest(it.journal_folder)
+        verified = verify(tmp_path / "ledger.db", it.journal_folder)
+        with closing(open_read_only(tmp_path / "ledger.db")) as connection:
+            (charged,) = connection.execute("SELECT memory_mib FROM lives").fetchone()
+    assert (assigned["memory_mib"], requests, last["memory_mib"], charged) == (50, [7, 9], 9, 9)
+    assert verified.ok, verified.problems
