@@ -10,7 +10,7 @@ from activator.calls import Call, Reply
 from activator.connection import ReplicaConnection
 from activator.writer import AnswerWriter
 from billing import records
-from billing.attribute import LifeAccount
+from billing.attribute import LifeAccount, Share
 from billing.journal import Journal
 from billing.prices import COST_DENOMINATOR, PriceBook, Prices, round_half_even
 from serve.core.clock import NS_PER_US, Clock
@@ -20,6 +20,10 @@ from serve.core.metrics import Metrics
 from serve.core.scaling import Exited, ReplicaInfo
 
 STATUS_CLIENT_LEFT = 499
+
+
+_NO_USAGE = Usage(0, 0, 0, 0, 0, 0, rows=1, batch_rows=0, answered=0, executions=0)
+"""Of a call whose replica died before it told."""
 
 
 class _Account:
@@ -164,28 +168,10 @@ class Accounts:
             cost_nano = round_half_even(
                 account.cost_per_us(prices) * (share.busy_us + share.cold_us) + prices.request_nano * COST_DENOMINATOR
             )
-        self._journal.append(
-            account.lines.line(
-                id=call.request_id,
-                mono_ns=now_ns,
-                wall_ns=wall_ns,
-                status=status,
-                charged=charged,
-                reason=reason,
-                rows=usage.rows,
-                batch_rows=usage.batch_rows,
-                queue_us=(call.dispatched_ns - call.received_ns) // NS_PER_US,
-                cold_us=share.cold_us,
-                busy_us=share.busy_us,
-                infer_us=usage.infer_ns // NS_PER_US,
-                bytes_in=len(call.body),
-                bytes_out=len(body),
-                cold=call.is_cold,
-                price=version,
-                client_id=call.client_id or None,
-                trace_id=call.trace_id or None,
-            )
+        record = _request_line(
+            account, call, usage, share, status, charged, reason, len(body), version, now_ns, wall_ns
         )
+        self._journal.append(record)
         return Reply(head, body, usage, replica.static_headers, cost_nano, self._book.currency)
 
     def lost(self, replica: ReplicaConnection, call: Call, status: int, reason: str) -> None:
@@ -193,28 +179,10 @@ class Accounts:
         account = self._accounts.get(replica.id)
         if account is None:
             return
-        now_ns = self._clock.monotonic_ns()
+        now_ns, wall_ns = self._clock.monotonic_ns(), self._clock.wall_ns()
+        version = self._prices_at(wall_ns)[1]
         self._journal.append(
-            account.lines.line(
-                id=call.request_id,
-                mono_ns=now_ns,
-                wall_ns=self._clock.wall_ns(),
-                status=status,
-                charged=False,
-                reason=reason,
-                rows=1,
-                batch_rows=0,
-                queue_us=(call.dispatched_ns - call.received_ns) // NS_PER_US,
-                cold_us=0,
-                busy_us=0,
-                infer_us=0,
-                bytes_in=len(call.body),
-                bytes_out=0,
-                cold=call.is_cold,
-                price=self._prices_at(self._clock.wall_ns())[1],
-                client_id=call.client_id or None,
-                trace_id=call.trace_id or None,
-            )
+            _request_line(account, call, _NO_USAGE, Share(0, 0), status, False, reason, 0, version, now_ns, wall_ns)
         )
         self.writer.flush()
 
@@ -283,6 +251,42 @@ def status_of_left(call: Call) -> tuple[int, str]:
     if call.refusal is not None:
         return call.refusal.status, call.refusal.code
     return STATUS_CLIENT_LEFT, "client_left"
+
+
+def _request_line(
+    account: _Account,
+    call: Call,
+    usage: Usage,
+    share: Share,
+    status: int,
+    charged: bool,
+    reason: str | None,
+    bytes_out: int,
+    price: str,
+    mono_ns: int,
+    wall_ns: int,
+) -> bytes:
+    """Return the record of a call that was inside this replica, answered or not."""
+    return account.lines.line(
+        id=call.request_id,
+        mono_ns=mono_ns,
+        wall_ns=wall_ns,
+        status=status,
+        charged=charged,
+        reason=reason,
+        rows=usage.rows,
+        batch_rows=usage.batch_rows,
+        queue_us=(call.dispatched_ns - call.received_ns) // NS_PER_US,
+        cold_us=share.cold_us,
+        busy_us=share.busy_us,
+        infer_us=usage.infer_ns // NS_PER_US,
+        bytes_in=len(call.body),
+        bytes_out=bytes_out,
+        cold=call.is_cold,
+        price=price,
+        client_id=call.client_id or None,
+        trace_id=call.trace_id or None,
+    )
 
 
 def _charged(call: Call, status: int) -> tuple[bool, str | None]:
