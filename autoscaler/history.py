@@ -57,8 +57,6 @@ class ColdStartSummary:
     total_ms: dict[str, float]
     """Keys p50 and p95."""
     phases_ms: dict[Phase, dict[str, float]]
-    recent_ms: tuple[float, ...]
-    """Oldest first."""
 
 
 class ColdStartHistory:
@@ -86,7 +84,6 @@ class ColdStartHistory:
             len(totals_ns),
             _quantiles_ms(totals_ns),
             {phase: _quantiles_ms(durations_ns) for phase, durations_ns in by_phase.items()},
-            tuple(total_ns / NS_PER_MS for total_ns in totals_ns),
         )
 
 
