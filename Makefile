@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo check format test bench clean
+.PHONY: help setup demo check format test chaos fuzz soak bench clean
 export PYTHON
 
 PINS := requirements/base.txt pyproject.toml scripts/setup.sh
@@ -25,6 +25,16 @@ check: .venv/dev.stamp ## lint, formatting, types, who may import whom
 
 test: check ## everything that CI asks for
 	.venv/bin/python -P -m pytest -q
+
+chaos: .venv/dev.stamp ## a million requests while replicas, zygote, ledger and platform are killed; then the audit
+	.venv/bin/python -P -m tests.chaos --requests 1000000
+
+fuzz: .venv/dev.stamp ## fuzz parsers, then the simulator with new seeds, until stopped (FUZZ_S=60: as many seconds for each)
+	.venv/bin/python -P -m tests.fuzz all --seconds $(or $(FUZZ_S),600)
+	.venv/bin/python -P -m tests.sim $(if $(FUZZ_S),--seconds $(FUZZ_S))
+
+soak: .venv/dev.stamp ## half an hour of deployments that wake, sleep, die and change: is everything flat?
+	.venv/bin/python -P -m benchmarks.soak
 
 format: .venv/dev.stamp ## put the source into its format
 	.venv/bin/ruff check --fix .
