@@ -6,6 +6,7 @@ or removed by a writer. What a kill can do is leave the last line incomplete: a 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,34 @@ from typing import Any, NamedTuple
 from billing import records
 from serve.core.clock import Clock, boot_id
 
-SEGMENT_BYTES = 64 << 20
+log = logging.getLogger(__name__)
+
+FILE_BYTES = 64 << 20
 _READ_BYTES = 1 << 18
-_SEGMENT_DIGITS = 8
+_NAME_DIGITS = 8
 
 
 class JournalError(Exception):
     """The disk refused records; they stay buffered and the next flush tries again. The sentence names the remedy."""
+
+
+class Unsynced(NamedTuple):
+    """What has been written and not yet synced. `sync` may run in any thread, but one at a time."""
+
+    complete: list[int]
+    """Descriptors of journal files that were followed by others: closed once they are synced."""
+    current: int
+    folders: tuple[Path, ...]
+    """Folders that got new names."""
+
+    def sync(self) -> None:
+        """Bring it to the disk. Raise OSError; nobody knows then what of it is there."""
+        while self.complete:
+            os.fsync(self.complete[-1])
+            os.close(self.complete.pop())
+        os.fsync(self.current)
+        for folder in self.folders:
+            _sync_folder(folder)
 
 
 class Journal:
@@ -32,81 +54,139 @@ class Journal:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        writer: str,
-        clock: Clock,
-        segment_bytes: int = SEGMENT_BYTES,
-        *,
-        sole_writer: bool = True,
+        self, folder: Path, writer: str, clock: Clock, file_bytes: int = FILE_BYTES, *, sole_writer: bool = True
     ) -> None:
         self.origin = records.Origin(writer, boot_id())
         """For the builders in `billing.records`."""
         self._folder = folder / writer
-        self._segment_bytes = segment_bytes
+        self._file_bytes = file_bytes
+        self._next_file_at_bytes = file_bytes
         self._lines: list[bytes] = []
-        self._unwritten = b""
+        self._is_torn = False
+        """The beginning of the first of these lines is written: it must end where it began."""
+        self._is_refused = False
         self._size_bytes = 0
         self._sequence = 0
         self._descriptor = -1
+        self._complete: list[int] = []
+        self._new_names: tuple[Path, ...] = (folder,)
+        self._is_synced = True
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             gone = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()) if sole_writer else []
             self._folder.mkdir(mode=0o700)
-            self._next_segment()
+            self._open_next()
         except OSError as error:
-            raise self._refused(error) from error
+            raise self._error(error) from error
         self.append(records.writer(self.origin, gone, mono_ns=clock.monotonic_ns(), wall_ns=clock.wall_ns()))
-        self.flush()
+        try:
+            self.flush()
+        except JournalError:
+            os.close(self._descriptor)
+            raise
 
     @property
     def pending_bytes(self) -> int:
         """Bytes appended and not yet written: grows while the disk refuses."""
-        return len(self._unwritten) + sum(map(len, self._lines))
+        return sum(map(len, self._lines))
 
     def append(self, line: bytes) -> None:
         """Buffer one line made by `billing.records`."""
         self._lines.append(line)
 
+    def amend(self, request_id: str, **changes: Any) -> bool:
+        """Change the record of a request that is still buffered. False where none is, or a part of it is written."""
+        name = b'"id":"%b"' % request_id.encode()
+        for index, line in enumerate(self._lines):
+            if name in line and not (index == 0 and self._is_torn):
+                self._lines[index] = records.encode(records.decode(line[:-1]) | changes)
+                return True
+        return False
+
     def flush(self) -> None:
         """Write all that is buffered, with one `write` unless the kernel takes only a part. Raise JournalError."""
-        if not self._lines and not self._unwritten:
-            return
+        if self._size_bytes >= self._next_file_at_bytes and not self._is_torn:
+            self._begin_file()
         try:
-            # Only a line's border may end a segment: what a short write began is finished where it began.
-            if not self._unwritten and self._size_bytes >= self._segment_bytes:
-                self._next_segment()
-            self._unwritten += b"".join(self._lines)
-            self._lines.clear()
-            while self._unwritten:
-                written = os.write(self._descriptor, self._unwritten)
+            while self._lines:
+                # A disk that refused is asked with one line: joining all of a long wait each time would cost much.
+                count = 1 if self._is_refused else len(self._lines)
+                data = self._lines[0] if count == 1 else b"".join(self._lines)
+                written = os.write(self._descriptor, data)
+                self._is_synced = self._is_refused = False
                 self._size_bytes += written
-                self._unwritten = self._unwritten[written:]
+                if written == len(data):
+                    del self._lines[:count]
+                    self._is_torn = False
+                else:
+                    self._drop(written)
         except OSError as error:
-            raise self._refused(error) from error
+            self._is_refused = True
+            raise self._error(error) from error
+
+    def unsynced(self) -> Unsynced | None:
+        """Hand over what is written and not synced, for one `sync`; None where there is nothing."""
+        if self._is_synced and not self._complete and not self._new_names:
+            return None
+        handed = Unsynced(self._complete, self._descriptor, self._new_names)
+        self._complete, self._new_names, self._is_synced = [], (), True
+        return handed
+
+    def sync_failed(self, handed: Unsynced) -> None:
+        """Take back what could not be synced, and go on in another file: this one may have lost records."""
+        self._complete += handed.complete
+        self._new_names = tuple({*self._new_names, *handed.folders})
+        self._is_synced = False
+        self._next_file_at_bytes = 0
 
     def close(self) -> None:
         """Write what is buffered, sync it to the disk and close. Raise JournalError; the file is closed anyway."""
         if self._descriptor < 0:
             return
         try:
-            self.flush()
-            os.fsync(self._descriptor)
+            try:
+                self.flush()
+            finally:
+                if (left := self.unsynced()) is not None:
+                    left.sync()
         except OSError as error:
-            raise self._refused(error) from error
+            raise self._error(error) from error
         finally:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _next_segment(self) -> None:
+    def _drop(self, written: int) -> None:
+        """Forget the lines that are written; what is left of a line whose beginning is written comes first."""
+        whole = 0
+        while whole < len(self._lines) and written >= len(self._lines[whole]):
+            written -= len(self._lines[whole])
+            whole += 1
+        if whole:
+            self._is_torn = False
+        del self._lines[:whole]
+        if written:
+            self._lines[0] = self._lines[0][written:]
+            self._is_torn = True
+
+    def _begin_file(self) -> None:
+        """Go on in a new journal file; where there can be none, in this one, and try again after some records more."""
+        try:
+            self._open_next()
+        except OSError as error:
+            self._next_file_at_bytes = self._size_bytes + (self._file_bytes >> 6)
+            log.warning("no new journal file: the last one grows on", extra={"error": str(error)})
+
+    def _open_next(self) -> None:
         sequence = self._sequence + 1
-        path = self._folder / f"{sequence:0{_SEGMENT_DIGITS}d}.jsonl"
+        path = self._folder / f"{sequence:0{_NAME_DIGITS}d}.jsonl"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         if self._descriptor >= 0:
-            os.close(self._descriptor)
+            self._complete.append(self._descriptor)
         self._descriptor, self._sequence, self._size_bytes = descriptor, sequence, 0
+        self._next_file_at_bytes = self._file_bytes
+        self._new_names = (*self._new_names, self._folder)
 
-    def _refused(self, error: OSError) -> JournalError:
+    def _error(self, error: OSError) -> JournalError:
         return JournalError(
             f"the billing journal cannot be written ({error.strerror}): "
             f"free space on the disk of {self._folder}, or make that folder writable"
@@ -120,13 +200,13 @@ class Problem(NamedTuple):
     sentence: str
 
 
-def segments(folder: Path) -> list[tuple[str, str, Path]]:
-    """Return (writer, segment name, path) of every file of a journal, in the order they were written per writer."""
+def journal_files(folder: Path) -> list[tuple[str, str, Path]]:
+    """Return (writer, file name, path) of every file of a journal, in the order they were written per writer."""
     found = sorted(folder.glob("*/*.jsonl"))
     return [(path.parent.name, path.name, path) for path in found]
 
 
-def read_segment(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any] | Problem, int]]:
+def read_journal_file(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any] | Problem, int]]:
     """Yield (record, offset behind it) from `offset` on; a corrupt line yields a Problem and reading goes on.
 
     Stops before an incomplete last line: read again from the last offset once more was written.
@@ -142,3 +222,11 @@ def read_segment(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any] |
                     yield records.decode(line), offset
                 except records.RecordError as error:
                     yield Problem(begin, str(error)), offset
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from billing.journal import Problem, read_segment, segments
+from billing.journal import Problem, journal_files, read_journal_file
 from billing.schema import LedgerError, migrate
 
 _RECORDS_PER_TRANSACTION = 1000
@@ -87,7 +87,7 @@ class Ledger:
         try:
             offsets = self.offsets()
             count = 0
-            for writer, segment, path in segments(journal):
+            for writer, segment, path in journal_files(journal):
                 offset = offsets.get((writer, segment), 0)
                 end = path.stat().st_size if limits is None else limits.get((writer, segment), 0)
                 if end > offset:
@@ -109,7 +109,7 @@ class Ledger:
 
     def _ingest_file(self, writer: str, segment: str, path: Path, offset: int, end: int) -> int:
         count = 0
-        entries = itertools.takewhile(lambda entry: entry[1] <= end, read_segment(path, offset))
+        entries = itertools.takewhile(lambda entry: entry[1] <= end, read_journal_file(path, offset))
         while batch := list(itertools.islice(entries, _RECORDS_PER_TRANSACTION)):
             self.connection.execute("BEGIN IMMEDIATE")
             try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from billing.journal import segments
+from billing.journal import journal_files
 from billing.ledger import Ledger, open_read_only
 from billing.lives import LifeState, RecordedLife, read_lives
 from billing.schema import DERIVED_TABLES
@@ -125,7 +125,7 @@ def _differences(connection: sqlite3.Connection) -> Iterator[str]:
 
 def _torn_tails(connection: sqlite3.Connection, journal: Path, limits: dict[tuple[str, str], int]) -> Iterator[str]:
     gone = {writer for (writer,) in connection.execute("SELECT writer FROM main.gone")}
-    for writer, segment, path in segments(journal):
+    for writer, segment, path in journal_files(journal):
         torn_bytes = path.stat().st_size - limits.get((writer, segment), 0)
         if writer in gone and torn_bytes:
             yield f"{writer}/{segment}: its last {torn_bytes} bytes are an incomplete record; its writer was killed"

@@ -14,8 +14,9 @@ import httpx
 
 from activator.accounts import Accounts
 from activator.app import Activator
+from activator.router import Router
 from activator.server import FrontDoor, listen
-from billing.journal import Journal, Problem, read_segment, segments
+from billing.journal import Journal, Problem, journal_files, read_journal_file
 from billing.prices import PriceBook, Prices
 from serve.core.clock import SystemClock
 from serve.core.events import Event, ExitReason, Phase, Ready, TensorSpec
@@ -154,8 +155,10 @@ class Harness:
         book = PriceBook([Prices(0, "USD", 24_000, 2_500, 0)])
         self.accounts = Accounts(self.journal, book, self.clock, self.metrics, 5.0)
         self.listener = Listener()
-        self.activator = Activator(RequestIds("writer01"), self.clock, self.accounts, self.metrics, body_limit_bytes)
-        self.activator.listener = self.listener
+        ids = RequestIds("writer01")
+        self.router = Router(ids, self.clock, self.accounts, self.metrics)
+        self.router.listener = self.listener
+        self.activator = Activator(self.router, ids, self.clock, self.metrics, body_limit_bytes)
         self.url = ""
         self.links: dict[ReplicaId, FrameLink] = {}
         self.tasks: asyncio.TaskGroup
@@ -172,15 +175,15 @@ class Harness:
             memory_bytes=50 << 20,
             signature=Signature("onnxruntime_onnx", SPECS, SPECS, batchable=True),
         )
-        self.activator.add_revision(revision)
-        old = self.activator.routes.get(name)
+        self.router.add_revision(revision)
+        old = self.router.routes.get(name)
         revisions = (old.revisions if old else {}) | {number: revision}
-        self.activator.route(Route(name, State.COLD, ((number, 1),), revisions))
+        self.router.route(Route(name, State.COLD, ((number, 1),), revisions))
         return revision.key
 
     def assign(self, key: RevisionKey) -> ReplicaInfo:
         info = ReplicaInfo(new_replica_id(key), key, 0, 1, 50 << 20, self.clock.monotonic_ns(), self.clock.wall_ns())
-        self.activator.replica_assigned(info)
+        self.router.replica_assigned(info)
         return info
 
     async def ready(self, info: ReplicaInfo, peak_memory_bytes: int = 1) -> PlayedReplica:
@@ -190,7 +193,7 @@ class Harness:
         self.tasks.create_task(replica.play())
         link = self.links[info.id] = await FrameLink.open(near, self)
         ready = Ready(self.clock.monotonic_ns(), "onnxruntime_onnx", "1", SPECS, SPECS, True, 1, peak_memory_bytes)
-        self.activator.replica_ready(info.id, link, ready, {Phase.SPAWN: 1_000_000, Phase.LOAD: 2_000_000})
+        self.router.replica_ready(info.id, link, ready, {Phase.SPAWN: 1_000_000, Phase.LOAD: 2_000_000})
         return replica
 
     async def start(self, key: RevisionKey) -> PlayedReplica:
@@ -199,7 +202,7 @@ class Harness:
     def kill(self, replica: PlayedReplica, reason: ExitReason = ExitReason.CRASHED) -> None:
         """The replica's process is gone, as a driver reports it."""
         self.links[replica.id].close()
-        self.activator.replica_gone(Exited(replica.id, reason, self.clock.monotonic_ns(), None, 9, "signal 9"))
+        self.router.replica_gone(Exited(replica.id, reason, self.clock.monotonic_ns(), None, 9, "signal 9"))
 
     def frames_received(self, frames: list[Frame]) -> None:
         raise AssertionError("the activator did not take the link over")
@@ -210,8 +213,8 @@ class Harness:
     def records(self, kind: str) -> list[dict[str, Any]]:
         """Every journal record of a kind, read from the disk now."""
         found = []
-        for _, _, path in segments(self.journal_folder):
-            for record, _ in read_segment(path):
+        for _, _, path in journal_files(self.journal_folder):
+            for record, _ in read_journal_file(path):
                 assert not isinstance(record, Problem)
                 if record["kind"] == kind:
                     found.append(record)

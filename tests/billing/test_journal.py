@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from billing import records
-from billing.journal import Journal, JournalError, Problem, read_segment, segments
+from billing.journal import Journal, JournalError, Problem, journal_files, read_journal_file
 from serve.core.clock import SystemClock
 
 
@@ -21,8 +21,8 @@ def line(number: int, padding: str = "") -> bytes:
 def numbers(folder: Path) -> list[int]:
     """Return the numbers of all test records in a journal, in order."""
     found = []
-    for _, _, path in segments(folder):
-        for record, _ in read_segment(path):
+    for _, _, path in journal_files(folder):
+        for record, _ in read_journal_file(path):
             assert not isinstance(record, Problem)
             if record["kind"] == "test":
                 found.append(record["number"])
@@ -36,7 +36,7 @@ def write_calls() -> int:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    opened = Journal(tmp_path, "aaaaaaaa", SystemClock(), segment_bytes=2000)
+    opened = Journal(tmp_path, "aaaaaaaa", SystemClock(), file_bytes=2000)
     yield opened
     opened.close()
 
@@ -59,11 +59,11 @@ def test_a_flush_is_one_write_whatever_it_holds(journal: Journal) -> None:
     assert write_calls() - before == 1
 
 
-def test_segments_rotate_by_size_and_no_record_is_split_or_lost(journal: Journal, tmp_path: Path) -> None:
+def test_files_follow_each_other_by_size_and_no_record_is_split_or_lost(journal: Journal, tmp_path: Path) -> None:
     for number in range(100):
         journal.append(line(number))
         journal.flush()
-    names = [name for _, name, _ in segments(tmp_path)]
+    names = [name for _, name, _ in journal_files(tmp_path)]
     assert names == [f"{number:08d}.jsonl" for number in range(1, len(names) + 1)]
     assert len(names) > 3
     assert numbers(tmp_path) == list(range(100))
@@ -73,7 +73,7 @@ def test_the_first_record_names_the_writers_that_are_gone(tmp_path: Path) -> Non
     for writer in ("aaaaaaaa", "bbbbbbbb"):
         Journal(tmp_path, writer, SystemClock()).close()
     Journal(tmp_path, "cccccccc", SystemClock(), sole_writer=False).close()
-    firsts: list[Any] = [next(read_segment(path))[0] for _, _, path in segments(tmp_path)]
+    firsts: list[Any] = [next(read_journal_file(path))[0] for _, _, path in journal_files(tmp_path)]
     assert [first["gone"] for first in firsts] == [[], ["aaaaaaaa"], []]
 
 
@@ -83,36 +83,36 @@ def test_a_writer_cannot_take_another_ones_folder(journal: Journal, tmp_path: Pa
 
 
 def test_reading_stops_at_a_torn_tail_and_goes_on_once_it_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "segment"
+    path = tmp_path / "file"
     whole, torn = line(1), line(2)
     path.write_bytes(whole + torn[:20])
-    ((_, offset),) = read_segment(path)
+    ((_, offset),) = read_journal_file(path)
     assert offset == len(whole)
     path.write_bytes(whole + torn)
-    ((record, _),) = read_segment(path, offset)
+    ((record, _),) = read_journal_file(path, offset)
     assert isinstance(record, dict)
     assert record["number"] == 2
 
 
 def test_a_corrupt_line_is_reported_where_it_is_and_the_next_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "segment"
+    path = tmp_path / "file"
     good, bad = line(1), line(2).replace(b"2", b"3", 1)
     path.write_bytes(good + bad + b"\n" + good)
-    first, second, empty, last = (record for record, _ in read_segment(path))
+    first, second, empty, last = (record for record, _ in read_journal_file(path))
     assert first == last
     assert second == Problem(len(good), "the checksum does not match: the line was altered")
     assert empty == Problem(len(good + bad), "the line does not end in a checksum")
 
 
 def test_lines_longer_than_a_read_are_whole(tmp_path: Path) -> None:
-    path = tmp_path / "segment"
+    path = tmp_path / "file"
     path.write_bytes(b"".join(line(number, "x" * 700_000) for number in range(5)))
-    found = [record for record, _ in read_segment(path)]
+    found = [record for record, _ in read_journal_file(path)]
     assert [record["number"] for record in found if isinstance(record, dict)] == [0, 1, 2, 3, 4]
 
 
 def test_a_refusing_disk_keeps_records_and_a_later_flush_completes_the_torn_line(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, "aaaaaaaa", SystemClock(), segment_bytes=300)
+    journal = Journal(tmp_path, "aaaaaaaa", SystemClock(), file_bytes=300)
     path = tmp_path / "aaaaaaaa" / "00000001.jsonl"
     expected = [line(number, "x" * 100) for number in range(10)]
     for record in expected:
@@ -134,7 +134,7 @@ def test_a_refusing_disk_keeps_records_and_a_later_flush_completes_the_torn_line
     assert journal.pending_bytes == 0
     journal.append(line(11))
     journal.close()
-    assert [name for _, name, _ in segments(tmp_path)] == ["00000001.jsonl", "00000002.jsonl"]
+    assert [name for _, name, _ in journal_files(tmp_path)] == ["00000001.jsonl", "00000002.jsonl"]
     assert numbers(tmp_path) == list(range(12))
 
 

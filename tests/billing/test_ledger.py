@@ -11,7 +11,7 @@ import pytest
 
 from billing import records
 from billing.attribute import Parts, Share
-from billing.journal import Journal, segments
+from billing.journal import Journal, journal_files
 from billing.ledger import Ledger, open_read_only
 from billing.lives import LifeState, RecordedLife, extended, read_lives
 from billing.schema import DERIVED_TABLES, LedgerError
@@ -26,7 +26,7 @@ def clock() -> VirtualClock:
 
 @pytest.fixture
 def journal(tmp_path: Path, clock: VirtualClock) -> Iterator[Journal]:
-    with closing(Journal(tmp_path / "journal", "aaaaaaaa", clock, segment_bytes=4000)) as opened:
+    with closing(Journal(tmp_path / "journal", "aaaaaaaa", clock, file_bytes=4000)) as opened:
         yield opened
 
 
@@ -169,7 +169,7 @@ def test_the_order_in_which_writers_are_read_changes_nothing(tmp_path: Path, clo
             Recorded(journal, clock)
     ledgers = [Ledger(tmp_path / f"{number}.db") for number in range(2)]
     ledgers[0].ingest(tmp_path / "journal")
-    offsets = {(writer, name): path.stat().st_size for writer, name, path in segments(tmp_path / "journal")}
+    offsets = {(writer, name): path.stat().st_size for writer, name, path in journal_files(tmp_path / "journal")}
     for key, size in sorted(offsets.items(), reverse=True):
         ledgers[1].ingest(tmp_path / "journal", {key: size})
     assert rows(ledgers[0]) == rows(ledgers[1])

@@ -59,7 +59,7 @@ def running(journal: Path, ledger: Path) -> Iterator[LedgerProcess]:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    with closing(Journal(tmp_path / "journal", "aaaaaaaa", VirtualClock(10**12), segment_bytes=5 << 20)) as opened:
+    with closing(Journal(tmp_path / "journal", "aaaaaaaa", VirtualClock(10**12), file_bytes=5 << 20)) as opened:
         yield opened
 
 
