@@ -172,7 +172,7 @@ class Accounts:
             account, call, usage, share, status, charged, reason, len(body), version, now_ns, wall_ns
         )
         self._journal.append(record)
-        return Reply(head, body, usage, replica.static_headers, cost_nano, self._book.currency)
+        return Reply(head, body, usage, replica.id, cost_nano, self._book.currency)
 
     def lost(self, replica: ReplicaConnection, call: Call, status: int, reason: str) -> None:
         """A call died with its replica and is not tried again: recorded, never charged."""

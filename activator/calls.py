@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from serve.core.errors import ServeError
 from serve.core.frames import ResponseHead, Usage
-from serve.core.ids import RequestId, RevisionKey
+from serve.core.ids import ReplicaId, RequestId, RevisionKey
 
 
 class Reply(NamedTuple):
@@ -16,8 +17,7 @@ class Reply(NamedTuple):
     head: ResponseHead
     body: memoryview
     usage: Usage
-    replica_headers: bytes
-    """Header lines that name revision and replica."""
+    replica: ReplicaId
     cost_nano: int
     currency: str
 
@@ -114,3 +114,34 @@ class Call:
 
 
 Outcome = Reply | ServeError | None
+
+
+class ClientLeft(Exception):
+    """The client closed its connection before the answer; there is nobody to tell."""
+
+
+class AwaitedCall(Call):
+    """A call whose end a coroutine waits for. The call goes on without it if the coroutine is cancelled."""
+
+    __slots__ = ("_end",)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._end: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    def ended(self, outcome: Outcome) -> None:
+        if not self._end.done():
+            self._end.set_result(outcome)
+
+    async def reply(self) -> Reply:
+        """Return the reply. Raise ServeError, or ClientLeft."""
+        try:
+            outcome = await self._end
+        except asyncio.CancelledError:
+            self.leave()
+            raise
+        if outcome is None:
+            raise ClientLeft
+        if isinstance(outcome, ServeError):
+            raise outcome
+        return outcome

@@ -6,7 +6,7 @@ import logging
 from typing import Protocol
 
 from activator.calls import Call
-from serve.core.events import EventError, decode_event
+from serve.core.events import Event, EventError, decode_event
 from serve.core.frames import (
     Frame,
     FrameError,
@@ -19,8 +19,8 @@ from serve.core.frames import (
     unpack_response,
 )
 from serve.core.ids import ReplicaId
-from serve.core.link import FrameLink
-from serve.core.scaling import DemandListener, ReplicaInfo
+from serve.core.link import Link
+from serve.core.scaling import ReplicaInfo
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,17 @@ class AnswerSink(Protocol):
     def connection_lost(self, replica: ReplicaConnection) -> None: ...
 
 
+class EventSink(Protocol):
+    """Who hears what a replica reports."""
+
+    def replica_event(self, replica_id: ReplicaId, event: Event) -> None: ...
+
+
 class ReplicaConnection:
     """Slots and outstanding calls of one replica. Owned by its gate, on the event loop. A `FrameReceiver`."""
 
     __slots__ = (
+        "_events",
         "_is_lost",
         "_next_stream",
         "_sink",
@@ -52,15 +59,12 @@ class ReplicaConnection:
         "is_exclusive",
         "is_open",
         "link",
-        "listener",
         "outstanding",
-        "static_headers",
     )
 
-    def __init__(self, info: ReplicaInfo, sink: AnswerSink, listener: DemandListener) -> None:
+    def __init__(self, info: ReplicaInfo, sink: AnswerSink, events: EventSink) -> None:
         self.info = info
-        self.listener = listener
-        self.link: FrameLink | None = None
+        self.link: Link | None = None
         self.is_open = False
         """Ready and not retired: new calls may go to it."""
         self.is_exclusive = False
@@ -70,11 +74,8 @@ class ReplicaConnection:
         self.outstanding: dict[int, Call] = {}
         """Every call inside by stream, in order of dispatch; includes calls whose callers left."""
         self.cold_phases: dict[str, int] = {}
-        self.static_headers = b"x-serve-revision: %d\r\nx-serve-replica: %b\r\n" % (
-            info.key.number,
-            info.id.encode("ascii"),
-        )
         self._sink = sink
+        self._events = events
         self._next_stream = 1
         self._is_lost = False
 
@@ -171,7 +172,7 @@ class ReplicaConnection:
         except EventError as error:
             self._protocol_error(str(error))
             return
-        self.listener.replica_event(self.id, event)
+        self._events.replica_event(self.id, event)
 
     def _protocol_error(self, what: str) -> None:
         log.error("replica broke the protocol", extra={"replica": self.id, "error": what})

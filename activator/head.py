@@ -121,12 +121,13 @@ _HEADERS: dict[bytes, Callable[[Head, bytes], None]] = {
 def answer_headers(head: Head, call: Call, reply: Reply) -> bytes:
     """Return the header lines of an answer."""
     lines = (
-        b"content-type: %b\r\nx-serve-request-id: %b\r\n%bx-serve-cold-start: %d\r\nx-serve-cost: %b\r\n"
-        b"server-timing: %b\r\n"
+        b"content-type: %b\r\nx-serve-request-id: %b\r\nx-serve-revision: %d\r\nx-serve-replica: %b\r\n"
+        b"x-serve-cold-start: %d\r\nx-serve-cost: %b\r\nserver-timing: %b\r\n"
         % (
             _CONTENT_TYPES.get(reply.head.content, b"application/octet-stream"),
             call.request_id.encode(),
-            reply.replica_headers,
+            call.key.number,
+            reply.replica.encode(),
             call.is_cold,
             format_cost(reply.cost_nano, reply.currency),
             _server_timing(call, reply),

@@ -9,46 +9,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from activator.calls import Call, Outcome, Reply
+from activator.calls import AwaitedCall, Call, ClientLeft, Reply
 from activator.gate import Gate
 from activator.head import Head
 from activator.server import CYCLE, ON_LEAVE
 from serve.core.clock import NS_PER_S
-from serve.core.errors import ServeError, TooLarge
+from serve.core.errors import TooLarge
 from serve.core.ids import RequestId
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
-
-
-class ClientLeft(Exception):
-    """The client closed its connection before the answer; there is nobody to tell."""
-
-
-class AwaitedCall(Call):
-    """A call whose end a coroutine waits for. The call goes on without it if the coroutine is cancelled."""
-
-    __slots__ = ("_end",)
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._end: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-    def ended(self, outcome: Outcome) -> None:
-        if not self._end.done():
-            self._end.set_result(outcome)
-
-    async def reply(self) -> Reply:
-        """Return the reply. Raise ServeError, or ClientLeft."""
-        try:
-            outcome = await self._end
-        except asyncio.CancelledError:
-            self.leave()
-            raise
-        if outcome is None:
-            raise ClientLeft
-        if isinstance(outcome, ServeError):
-            raise outcome
-        return outcome
 
 
 async def infer(

@@ -1,4 +1,4 @@
-"""Which revision, and which of its replicas, takes the next call. Pure but for chance."""
+"""Which revision, and which of its replicas, takes the next call. Pure."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def pick(replicas: Iterable[S], concurrency: int, *, alone: bool) -> S | None:
     return best
 
 
-def choose(weights: tuple[tuple[int, int], ...]) -> int:
+def choose(weights: tuple[tuple[int, int], ...], chance: random.Random) -> int:
     """Return a revision number by weight."""
     if len(weights) == 1:
         return weights[0][0]
-    return random.choices([number for number, _ in weights], [weight for _, weight in weights])[0]  # noqa: S311
+    return chance.choices([number for number, _ in weights], [weight for _, weight in weights])[0]

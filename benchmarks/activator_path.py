@@ -23,6 +23,7 @@ import uvloop
 
 from activator.accounts import Accounts
 from activator.app import Activator
+from activator.router import Router
 from activator.server import FrontDoor, FrontDoorProtocol
 from billing.journal import Journal
 from billing.prices import PriceBook, Prices
@@ -30,7 +31,6 @@ from serve.core.clock import SystemClock
 from serve.core.events import Event, Ready, TensorSpec
 from serve.core.frames import FrameParser, ResponseHead, Usage, pack_response
 from serve.core.ids import ReplicaId, RequestIds, RevisionKey
-from serve.core.link import FrameLink
 from serve.core.metrics import Metrics
 from serve.core.revision import Revision, Route, Signature, State
 from serve.core.scaling import ReplicaInfo
@@ -90,11 +90,14 @@ class Looped:
     def __init__(self) -> None:
         self.receiver: Any = None
         self.sent: list[bytes] = []
+        self.is_closed = False
 
     def send(self, frame: bytes, *, at_once: bool = False) -> None:  # noqa: ARG002
         self.sent.append(frame)
 
     def close(self) -> None: ...
+
+    def read_rest(self) -> None: ...
 
 
 def build(folder: Path) -> tuple[FrontDoorProtocol, Looped, Nowhere]:
@@ -102,17 +105,19 @@ def build(folder: Path) -> tuple[FrontDoorProtocol, Looped, Nowhere]:
     metrics = Metrics()
     journal, book = Journal(folder, "benchmrk", clock), PriceBook([Prices(0, "USD", 24_000, 2_500, 0)])
     accounts = Accounts(journal, book, clock, metrics, 5.0)
-    activator = Activator(RequestIds("benchmrk"), clock, accounts, metrics, 64 << 20)
-    activator.listener = Deaf()
+    ids = RequestIds("benchmrk")
+    router = Router(ids, clock, accounts, metrics)
+    router.listener = Deaf()
+    activator = Activator(router, ids, clock, metrics, 64 << 20)
     signature = Signature("onnxruntime_onnx", _SPEC, _SPEC, batchable=True)
     revision = Revision(_KEY, DeploymentSpec(name="tiny"), "d", "/", "model.onnx", 1, 50 << 20, signature)
-    activator.add_revision(revision)
-    activator.route(Route("tiny", State.COLD, ((1, 1),), {1: revision}))
+    router.add_revision(revision)
+    router.route(Route("tiny", State.COLD, ((1, 1),), {1: revision}))
     replica_id = ReplicaId("tiny-r1-aaaaaaaa")
-    activator.replica_assigned(ReplicaInfo(replica_id, _KEY, 0, 1, 50 << 20, clock.monotonic_ns(), clock.wall_ns()))
+    router.replica_assigned(ReplicaInfo(replica_id, _KEY, 0, 1, 50 << 20, clock.monotonic_ns(), clock.wall_ns()))
     link = Looped()
     ready = Ready(clock.monotonic_ns(), "onnxruntime_onnx", "1", _SPEC, _SPEC, True, 1, 1)
-    activator.replica_ready(replica_id, cast("FrameLink", link), ready, {})
+    router.replica_ready(replica_id, link, ready, {})
     door = FrontDoor(activator, activator.hot_path)
     door.config.load()
     protocol = door.config.http_protocol_class(config=door.config, server_state=door.server_state, app_state={})  # type: ignore[call-arg]

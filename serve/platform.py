@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from activator.accounts import Accounts
 from activator.app import Activator
 from activator.head import error_headers
+from activator.router import Router
 from activator.server import CYCLE, FrontDoor, listen, respond
 from autoscaler.drivers.base import Driver, DriverError
 from autoscaler.drivers.exec import ExecDriver
@@ -84,10 +85,11 @@ class Platform:
         )
         self.accounts.writer.on_written(self.ledger.poke)
         self.ids = RequestIds(writer)
-        self.activator = Activator(self.ids, self.clock, self.accounts, self.metrics, int(settings.body_limit))
+        self.router = Router(self.ids, self.clock, self.accounts, self.metrics)
+        self.activator = Activator(self.router, self.ids, self.clock, self.metrics, int(settings.body_limit))
         self.driver: Driver = LocalDriver(home.path) if settings.driver == "local" else ExecDriver(home.path)
         self.autoscaler = Autoscaler(
-            self.activator,
+            self.router,
             self.driver,
             self.clock,
             self.metrics,
@@ -98,8 +100,9 @@ class Platform:
             drain_timeout_s=settings.drain_timeout,
             on_memory_learned=lambda key, size_bytes: self.control.memory_learned(key, size_bytes),
         )
-        self.activator.listener = self.autoscaler
-        self.activator.revision_state = self.autoscaler.state_of
+        self.router.listener = self.autoscaler
+        self.router.revision_state = self.autoscaler.state_of
+        self.router.expected_start_s = self.autoscaler.expected_cold_start_s
         self.store = ModelStore(home.store, int(settings.store_budget), self.clock)
         self.control = ControlPlane(self._surroundings(home, lifecycle))
 
@@ -111,7 +114,7 @@ class Platform:
             lifecycle=lifecycle,
             store=self.store,
             scaler=self.autoscaler,
-            router=self.activator,
+            router=self.router,
             books=LedgerBooks(self.ledger.sync, home.ledger, home.journal, lambda: self._prices),
             prices=lambda: self._prices,
             describe_platform=self.describe,
@@ -216,12 +219,12 @@ async def _serve(
         log.info("platform is up", extra={"url": urls[0], "home": str(home.path)})
         try:
             await stopping.wait()
-            log.info("platform drains", extra={"in_flight": platform.activator.in_flight()})
+            log.info("platform drains", extra={"in_flight": platform.router.in_flight()})
         finally:
-            platform.activator.is_draining = True
+            platform.router.is_draining = True
             platform.control.close()
             home.info_file.unlink(missing_ok=True)
-            asyncio.get_running_loop().call_later(platform.settings.drain_timeout, platform.activator.end_drain)
+            asyncio.get_running_loop().call_later(platform.settings.drain_timeout, platform.router.end_drain)
             for door in doors:
                 door.stop()
 

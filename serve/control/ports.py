@@ -164,7 +164,7 @@ class Scaler(Protocol):
         """The deployment's last decisions, oldest first."""
 
 
-# The activator (activator.app.Activator) -----------------------------------------------------------------------------
+# The activator (activator.router.Router) -----------------------------------------------------------------------------
 
 
 class Probed(Protocol):

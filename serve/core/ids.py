@@ -6,8 +6,8 @@ Standard library only: the runtime imports this module inside a user's own envir
 from __future__ import annotations
 
 import itertools
+import random
 import re
-import secrets
 from pathlib import PurePath
 from typing import NamedTuple, NewType
 
@@ -23,6 +23,7 @@ GENERIC_STEMS = frozenset({"model", "saved_model", "pytorch_model"})
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+_SYSTEM = random.SystemRandom()
 
 
 class RevisionKey(NamedTuple):
@@ -62,14 +63,14 @@ def default_name(model: str) -> str:
     return cleaned[:63]
 
 
-def new_writer_id() -> str:
+def new_writer_id(chance: random.Random = _SYSTEM) -> str:
     """Return an id for one life of one journal-writing process: 8 base32 characters, random."""
-    return _random_base32(8)
+    return _random_base32(8, chance)
 
 
-def new_replica_id(key: RevisionKey) -> ReplicaId:
+def new_replica_id(key: RevisionKey, chance: random.Random = _SYSTEM) -> ReplicaId:
     """Return an id unique to one replica's life, such as `digits-r3-k7q2m9xd`."""
-    return ReplicaId(f"{key.name}-r{key.number}-{_random_base32(8)}")
+    return ReplicaId(f"{key.name}-r{key.number}-{_random_base32(8, chance)}")
 
 
 class RequestIds:
@@ -84,5 +85,5 @@ class RequestIds:
         return RequestId(self._prefix + str(next(self._sequence)))
 
 
-def _random_base32(length: int) -> str:
-    return "".join(secrets.choice(_BASE32) for _ in range(length))
+def _random_base32(length: int, chance: random.Random) -> str:
+    return "".join(chance.choice(_BASE32) for _ in range(length))

@@ -26,6 +26,24 @@ class FrameReceiver(Protocol):
         """No more frames will come, once. `reason` is a sentence fragment for logs."""
 
 
+class Link(Protocol):
+    """One end of a connection to one replica, as the activator uses it. `FrameLink` is the one over a socket."""
+
+    receiver: FrameReceiver
+
+    @property
+    def is_closed(self) -> bool: ...
+
+    def send(self, frame: bytes, *, at_once: bool = False) -> None:
+        """Send one whole frame, at the end of this loop turn at the latest. Does nothing once closed."""
+
+    def close(self) -> None:
+        """Send what can be sent at once, then close: the replica reads EOF, which is an order to exit."""
+
+    def read_rest(self) -> None:
+        """Hand over now what has come already: the other side has ended, and what it said last still counts."""
+
+
 class FrameLink:
     """One connection to one replica. Owned by the event loop it was opened on.
 

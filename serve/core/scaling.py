@@ -14,7 +14,7 @@ from serve.core.events import Event, ExitReason, Phase, Ready
 from serve.core.ids import ReplicaId, RevisionKey
 
 if TYPE_CHECKING:
-    from serve.core.link import FrameLink
+    from serve.core.link import Link
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class ReplicaPool(Protocol):
     def replica_assigned(self, info: ReplicaInfo) -> None:
         """A life begins; nothing can be sent to it yet."""
 
-    def replica_ready(self, replica_id: ReplicaId, link: FrameLink, ready: Ready, phases: dict[Phase, int]) -> None:
+    def replica_ready(self, replica_id: ReplicaId, link: Link, ready: Ready, phases: dict[Phase, int]) -> None:
         """Requests may go to it now. The pool becomes the link's receiver and passes events on to the listener.
 
         `phases`: duration in ns of each phase of its start, QUEUE and INFER excepted.

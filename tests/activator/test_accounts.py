@@ -42,7 +42,7 @@ def _refuse() -> None:
 async def test_a_life_has_a_record_at_assignment_ready_retirement_and_exit(tmp_path: Path) -> None:
     async with harness(tmp_path) as it:
         replica = await it.start(it.deploy(labels={"team": "a"}))
-        it.activator.replica_retired(replica.id)
+        it.router.replica_retired(replica.id)
         it.kill(replica)
         checkpoint = it.records("checkpoint")[0]
         parts = [(record["part"], record["exit_reason"]) for record in it.records("segment")]
@@ -72,12 +72,12 @@ async def test_records_of_all_answers_of_one_read_are_written_with_one_system_ca
 async def test_a_first_replica_is_charged_what_was_measured_not_what_was_reserved(tmp_path: Path) -> None:
     async with harness(tmp_path) as it, httpx.AsyncClient() as client:
         key = it.deploy()
-        it.activator.add_revision(dataclasses.replace(it.activator._gates[key].revision, memory_bytes=0))
+        it.router.add_revision(dataclasses.replace(it.router._gates[key].revision, memory_bytes=0))
         info = it.assign(key)
         replica = await it.ready(info, peak_memory_bytes=7 << 20)
         replica.auto = lambda inside: inside.answer()
         await infer(client, it)
-        it.activator.replica_event(replica.id, Stats(it.clock.monotonic_ns(), 0, 1, 1, 9 << 20))
+        it.router.replica_event(replica.id, Stats(it.clock.monotonic_ns(), 0, 1, 1, 9 << 20))
         await infer(client, it)
         it.kill(replica)
         assigned = it.records("checkpoint")[0]

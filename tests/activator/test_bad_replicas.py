@@ -58,7 +58,7 @@ async def test_after_garbage_the_replica_is_let_go_and_its_calls_are_replayed(tm
         fresh.auto = lambda inside: inside.answer()
         answers = await asyncio.gather(*asked)
         assert [answer.status_code for answer in answers] == [200, 200]
-        assert it.activator.queue_status(key) == (0, 0, 0)
+        assert it.router.queue_status(key) == (0, 0, 0)
         assert len(it.records("request")) == 2
 
 
@@ -81,7 +81,7 @@ async def test_nothing_is_sent_to_a_replica_whose_connection_is_closed(tmp_path:
         first = asyncio.ensure_future(infer(client, it))
         inside = await replica.next()
         second = asyncio.ensure_future(infer(client, it))
-        await until(lambda: it.activator.queue_status(key)[0] == 1)
+        await until(lambda: it.router.queue_status(key)[0] == 1)
         replica.write(replica.packed(inside, 200, b"{}", 1) + pack(Kind.LOAD, 1))
         assert (await first).status_code == 200
         it.kill(replica)

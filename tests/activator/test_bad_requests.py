@@ -63,7 +63,7 @@ async def test_a_wrong_inference_header_is_a_bad_request(tmp_path: Path, headers
     async with harness(tmp_path) as it:
         key = it.deploy()
         response = await _ask(it, "POST", "/v2/models/m/infer", content=BODY, headers=headers)
-        assert it.activator.queue_status(key) == (0, 0, 0)
+        assert it.router.queue_status(key) == (0, 0, 0)
     assert (response.status_code, text(response)["code"]) == (400, "bad_request")
     assert words in text(response)["error"]
 
@@ -94,7 +94,7 @@ async def test_a_body_over_the_limit_is_refused_declared_or_not_and_the_connecti
 
 async def test_a_failed_or_unpublished_deployment_says_so(tmp_path: Path) -> None:
     async with harness(tmp_path) as it, httpx.AsyncClient() as client:
-        it.activator.route(Route("new", State.PUBLISHING, (), {}))
+        it.router.route(Route("new", State.PUBLISHING, (), {}))
         publishing = await infer(client, it, "new")
         ready = await client.get(f"{it.url}/v2/models/new/ready")
     assert (publishing.status_code, text(publishing)["code"]) == (503, "publishing")

@@ -69,7 +69,7 @@ async def test_an_upload_that_stops_is_given_up_at_the_timeout_and_its_bytes_are
         answer = await _upload_that_stops(it, declared)
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"connection: close\r\n" in answer
-        assert it.activator.queue_status(key) == (0, 0, 0)
+        assert it.router.queue_status(key) == (0, 0, 0)
 
 
 async def test_a_chunked_upload_that_stops_is_given_up_at_the_timeout(tmp_path: Path) -> None:
@@ -88,9 +88,9 @@ async def test_an_upload_that_ends_after_its_revision_was_removed_is_told_so(tmp
         key = it.deploy()
         reader, writer = await asyncio.open_connection("127.0.0.1", int(it.url.rsplit(":", 1)[1]))
         writer.write(b"POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\nabc" % declared)
-        await until(lambda: it.activator.queue_status(key)[1] == declared)
-        it.activator.unroute("m")
-        it.activator.remove_revision(key)
+        await until(lambda: it.router.queue_status(key)[1] == declared)
+        it.router.unroute("m")
+        it.router.remove_revision(key)
         writer.write(b"x" * (declared - 3))
         async with asyncio.timeout(5):
             assert (await reader.readline()).startswith(b"HTTP/1.1 404 ")
@@ -104,12 +104,12 @@ async def test_who_still_waits_or_is_inside_when_the_drain_ends_is_told_so(tmp_p
         first = await replica.next()
         it.deploy("cold")
         waiting = [asyncio.ensure_future(infer(client, it, "cold", BODY + b" " * more)) for more in (0, 100_000)]
-        await until(lambda: it.activator.in_flight() == 3)
-        it.activator.end_drain()
+        await until(lambda: it.router.in_flight() == 3)
+        it.router.end_drain()
         answers = await asyncio.gather(inside, *waiting)
         first.answer()
         await until(lambda: bool(it.records("request")))
         record = it.records("request")[0]
-        assert it.activator.in_flight() == 0
+        assert it.router.in_flight() == 0
     assert [(answer.status_code, text(answer)["code"]) for answer in answers] == [(503, "draining")] * 3
     assert (record["status"], record["charged"], record["reason"]) == (503, False, "draining")

@@ -42,7 +42,7 @@ async def test_a_request_at_zero_is_held_pokes_at_once_and_tells_its_cold_start(
         key = it.deploy()
         asked = asyncio.ensure_future(infer(client, it))
         await until(lambda: it.listener.pokes == [key])
-        assert it.activator.demand(key, it.clock.monotonic_ns()).pending == 1
+        assert it.router.demand(key, it.clock.monotonic_ns()).pending == 1
         replica = await it.start(key)
         (await replica.next()).answer()
         response = await asked
@@ -69,13 +69,13 @@ async def test_a_full_queue_refuses_at_once_with_retry_after(tmp_path: Path) -> 
     async with harness(tmp_path) as it, httpx.AsyncClient() as client:
         key = it.deploy(queue=2)
         held = [asyncio.ensure_future(infer(client, it)) for _ in range(2)]
-        await until(lambda: it.activator.queue_status(key)[0] == 2)
+        await until(lambda: it.router.queue_status(key)[0] == 2)
         response = await infer(client, it)
         assert response.status_code == 503
         assert text(response)["code"] == "queue_full"
         assert int(response.headers["retry-after"]) >= 1
         assert int(response.headers["retry-after-ms"]) >= 1
-        it.activator.fail_pending(key, ModelFailed("it cannot start", retry_after_s=2))
+        it.router.fail_pending(key, ModelFailed("it cannot start", retry_after_s=2))
         answers = await asyncio.gather(*held)
     assert {answer.status_code for answer in answers} == {503}
     assert {text(answer)["code"] for answer in answers} == {"model_failed"}
@@ -85,7 +85,7 @@ async def test_prefer_wait_zero_is_refused_but_wakes_the_model(tmp_path: Path) -
     async with harness(tmp_path) as it, httpx.AsyncClient() as client:
         key = it.deploy()
         response = await infer(client, it, prefer="wait=0")
-        demand = it.activator.demand(key, it.clock.monotonic_ns())
+        demand = it.router.demand(key, it.clock.monotonic_ns())
     assert (response.status_code, text(response)["code"]) == (503, "queue_timeout")
     assert it.listener.pokes == [key]
     assert (demand.pending, demand.peak) == (0, 1)
@@ -99,7 +99,7 @@ async def test_prefer_wait_and_the_timeout_bound_the_time_in_the_queue(tmp_path:
             infer(client, it, prefer="respond-async, wait=0.05"), infer(client, it, "quick")
         )
         assert (text(first)["code"], text(second)["code"]) == ("queue_timeout", "queue_timeout")
-        assert it.activator.in_flight() == 0
+        assert it.router.in_flight() == 0
 
 
 async def test_a_replica_that_takes_too_long_is_reported_and_its_other_calls_are_replayed(tmp_path: Path) -> None:
@@ -124,9 +124,9 @@ async def test_a_caller_who_leaves_the_queue_is_never_sent_inside(tmp_path: Path
     async with harness(tmp_path) as it, httpx.AsyncClient() as client:
         key = it.deploy()
         leaving = asyncio.ensure_future(infer(client, it))
-        await until(lambda: it.activator.queue_status(key)[0] == 1)
+        await until(lambda: it.router.queue_status(key)[0] == 1)
         leaving.cancel()
-        await until(lambda: it.activator.queue_status(key) == (0, 0, 0))
+        await until(lambda: it.router.queue_status(key) == (0, 0, 0))
         replica = await it.start(key)
         replica.auto = lambda inside: inside.answer()
         assert (await infer(client, it)).status_code == 200
@@ -200,7 +200,7 @@ async def test_a_retired_replica_gets_nothing_new_and_is_reported_once_it_is_emp
         old = await it.start(key)
         asked = asyncio.ensure_future(infer(client, it))
         inside = await old.next()
-        it.activator.replica_retired(old.id)
+        it.router.replica_retired(old.id)
         new = await it.start(key)
         new.auto = lambda inside: inside.answer()
         assert (await infer(client, it)).headers["x-serve-replica"] == new.id
@@ -215,7 +215,7 @@ async def test_a_probe_is_recorded_and_never_charged(tmp_path: Path) -> None:
         key = it.deploy()
         replica = await it.start(key)
         replica.auto = lambda inside: inside.answer()
-        result = await it.activator.probe(key, BODY, -1)
+        result = await it.router.probe(key, BODY, -1)
         record = it.records("request")[0]
     assert (result.status, result.infer_ns) == (200, 1_000_000)
     assert (record["charged"], record["reason"]) == (False, "probe")
@@ -224,7 +224,7 @@ async def test_a_probe_is_recorded_and_never_charged(tmp_path: Path) -> None:
 async def test_draining_refuses_new_requests_and_readiness(tmp_path: Path) -> None:
     async with harness(tmp_path) as it, httpx.AsyncClient() as client:
         it.deploy()
-        it.activator.is_draining = True
+        it.router.is_draining = True
         response = await infer(client, it)
         ready = await client.get(f"{it.url}/v2/health/ready")
         live = await client.get(f"{it.url}/v2/health/live")
@@ -264,9 +264,9 @@ async def test_a_byte_bound_stops_reading_until_there_is_room(tmp_path: Path) ->
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(request)
             readers.append((reader, writer))
-        await until(lambda: it.activator.queue_status(key)[0] == 1)
+        await until(lambda: it.router.queue_status(key)[0] == 1)
         await asyncio.sleep(0.05)
-        assert it.activator.queue_status(key)[:2] == (1, 900)
+        assert it.router.queue_status(key)[:2] == (1, 900)
         replica = await it.start(key)
         for _ in range(2):
             (await replica.next()).answer()
@@ -274,7 +274,7 @@ async def test_a_byte_bound_stops_reading_until_there_is_room(tmp_path: Path) ->
             assert (await reader.readline()).startswith(b"HTTP/1.1 200")
             writer.close()
             await writer.wait_closed()
-        assert it.activator.queue_status(key) == (0, 0, 0)
+        assert it.router.queue_status(key) == (0, 0, 0)
 
 
 async def test_half_open_uploads_release_their_bytes_when_the_client_goes(tmp_path: Path) -> None:
@@ -282,6 +282,6 @@ async def test_half_open_uploads_release_their_bytes_when_the_client_goes(tmp_pa
         key = it.deploy()
         sock = socket.create_connection(("127.0.0.1", int(it.url.rsplit(":", 1)[1])))
         sock.sendall(b"POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 900\r\n\r\nabc")
-        await until(lambda: it.activator.queue_status(key)[1] == 900)
+        await until(lambda: it.router.queue_status(key)[1] == 900)
         sock.close()
-        await until(lambda: it.activator.queue_status(key)[1] == 0)
+        await until(lambda: it.router.queue_status(key)[1] == 0)

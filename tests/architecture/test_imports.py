@@ -60,6 +60,7 @@ PURE = {
     "autoscaler.decide": {"serve.core.scaling", "serve.core.revision"},
     "autoscaler.capacity": set(),
     "activator.pick": {"random"},
+    "activator.load": {"serve.core.scaling"},
     "cache.evict": set(),
     "billing.attribute": set(),
     "billing.prices": set(),

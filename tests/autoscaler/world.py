@@ -19,7 +19,7 @@ from serve.core.events import Drained, Event, ExitReason, Failed, LoadOrder, Pha
 from serve.core.frames import Frame
 from serve.core.ids import ReplicaId, RevisionKey
 from serve.core.lifecycle import Lifecycle
-from serve.core.link import FrameLink
+from serve.core.link import FrameLink, Link
 from serve.core.metrics import Metrics
 from serve.core.revision import Revision
 from serve.core.scaling import Demand, DemandListener, Exited, ReplicaInfo
@@ -238,7 +238,7 @@ class FakePool:
         assert info.id not in self.replicas
         self.replicas[info.id] = Slot(info)
 
-    def replica_ready(self, replica_id: ReplicaId, link: FrameLink, ready: Ready, phases: dict[Phase, int]) -> None:
+    def replica_ready(self, replica_id: ReplicaId, link: Link, ready: Ready, phases: dict[Phase, int]) -> None:
         slot = self.replicas[replica_id]
         slot.is_open, slot.phases = True, phases
         self._dispatch(slot.info.key)
