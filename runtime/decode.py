@@ -19,6 +19,7 @@ from runtime.tensors import (
     element_count,
     from_binary,
     from_json,
+    said,
 )
 from serve.core.frames import NO_JSON_LENGTH, Codec
 
@@ -138,7 +139,7 @@ class RequestDecoder:
         name = item.get("name")
         if type(name) is not str or name not in self._plans:
             raise RequestRejected(
-                f"unexpected inference input '{name!s:.100}' for model '{self._model}'; its inputs are "
+                f"unexpected inference input '{_name(name)}' for model '{self._model}'; its inputs are "
                 + ", ".join(f"'{spec.name}' ({spec.datatype} {list(spec.shape)})" for spec in self._loaded.inputs)
             )
         plan = self._plans[name]
@@ -174,7 +175,7 @@ class RequestDecoder:
             output = self._outputs.get(name) if type(name) is str else None
             if output is None:
                 raise RequestRejected(
-                    f"unexpected inference output '{name!s:.100}' requested for model '{self._model}'; "
+                    f"unexpected inference output '{_name(name)}' requested for model '{self._model}'; "
                     f"its outputs are {', '.join(self._outputs)}"
                 )
             if output in wanted:
@@ -270,12 +271,16 @@ def _binary_size(name: str, item: dict[str, Any], binary: memoryview | None) -> 
     if "data" in item:
         raise RequestRejected(f"input '{name}' has both 'data' and 'binary_data_size'; send one of them")
     if type(size) is not int or size < 0:
-        raise RequestRejected(f"input '{name}': 'binary_data_size' must be a number of bytes, got {size!r:.40}")
+        raise RequestRejected(f"input '{name}': 'binary_data_size' must be a number of bytes, got {said(size)}")
     if binary is None:
         raise RequestRejected(
             f"input '{name}' has 'binary_data_size' but the request has no header 'Inference-Header-Content-Length'"
         )
     return size
+
+
+def _name(name: Any) -> str:
+    return name[:100] if type(name) is str else said(name)
 
 
 def _parameters(item: dict[str, Any], owner: str) -> dict[str, Any]:

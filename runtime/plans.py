@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from runtime.tensors import DATATYPES, MAX_DIM, RequestRejected, element_count, packer
+from runtime.tensors import DATATYPES, MAX_DIM, RequestRejected, element_count, packer, said
 from serve.core.events import TensorSpec
 
 CACHE_ENTRIES = 256
 """Bound of each cache of shapes: a caller can send any number of them."""
 
 MAX_WEIGHT = 2**31
+
+MAX_EXTENT = 2**60
+"""Largest product of an empty tensor's dims, zeros left out: NumPy multiplies them, too, and has 64 bits for it."""
+
+_MOST_DIMS = 64
+"""Shown of a shape."""
 
 
 class Shape(NamedTuple):
@@ -40,14 +47,14 @@ class InputPlan:
         self.known: dict[tuple[int, ...], Shape] = {}
         """Shapes seen before, by the dims that were sent. (1.0 finds 1: JSON does not tell them apart.)"""
 
-    def check_datatype(self, said: Any) -> None:
-        """Raise RequestRejected unless `said` is the input's datatype."""
-        if said == self.datatype.name:
+    def check_datatype(self, value: Any) -> None:
+        """Raise RequestRejected unless `value` is the input's datatype."""
+        if value == self.datatype.name:
             return
-        if not isinstance(said, str) or said not in DATATYPES:
-            raise RequestRejected(f"input '{self.name}': 'datatype' must be '{self.datatype.name}', got {said!r:.40}")
+        if not isinstance(value, str) or value not in DATATYPES:
+            raise RequestRejected(f"input '{self.name}': 'datatype' must be '{self.datatype.name}', got {said(value)}")
         raise RequestRejected(
-            f"inference input '{self.name}' data-type is '{said}', but model '{self.model}' expects "
+            f"inference input '{self.name}' data-type is '{value}', but model '{self.model}' expects "
             f"'{self.datatype.name}'"
         )
 
@@ -59,14 +66,16 @@ class InputPlan:
             is_whole = type(dim) is int or (type(dim) is float and dim.is_integer())
             if not is_whole or not 0 <= dim <= MAX_DIM:
                 raise RequestRejected(
-                    f"input '{self.name}': every dim of 'shape' is a whole number from 0 to {MAX_DIM}, got {dim!r:.40}"
+                    f"input '{self.name}': every dim of 'shape' is a whole number from 0 to {MAX_DIM}, got {said(dim)}"
                 )
         expected = self.spec.shape
         if len(dims) != len(expected) or any(e not in (-1, dim) for dim, e in zip(dims, expected, strict=True)):
             raise RequestRejected(
                 f"unexpected shape for input '{self.name}' for model '{self.model}'. "
-                f"Expected {list(expected)}, got {dims}" + (" (-1 = any)" if -1 in expected else "")
+                f"Expected {list(expected)}, got {_listed(dims)}" + (" (-1 = any)" if -1 in expected else "")
             )
+        if 0 in dims and math.prod([dim or 1 for dim in dims]) > MAX_EXTENT:
+            raise RequestRejected(f"input '{self.name}': no empty tensor can have the shape {dims}; send smaller dims")
         return self._remember(tuple(int(dim) for dim in dims))
 
     def _remember(self, dims: tuple[int, ...]) -> Shape:
@@ -86,6 +95,10 @@ class InputPlan:
             self.known.clear()
         self.known[dims] = shape
         return shape
+
+
+def _listed(dims: list[Any]) -> str:
+    return str(dims) if len(dims) <= _MOST_DIMS else f"{len(dims)} dims"
 
 
 class Wanted(NamedTuple):

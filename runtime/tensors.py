@@ -74,7 +74,7 @@ def from_json(name: str, datatype: Datatype, shape: tuple[int, ...], data: Any, 
         )
     if type(data) is not list:
         if shape:
-            raise RequestRejected(f"input '{name}': 'data' must be an array, not {_said(data)}")
+            raise RequestRejected(f"input '{name}': 'data' must be an array, not {said(data)}")
         data = [data]
     count = element_count(shape)
     if data and type(data[0]) is list:
@@ -187,7 +187,7 @@ def _encode_strings(name: str, data: list[Any]) -> list[bytes]:
                 f"input '{name}': a string holds a lone surrogate, which is not UTF-8; send BYTES as binary data"
             ) from None
         raise RequestRejected(
-            f"input '{name}': element {wrong} is {_said(data[wrong])}, but BYTES in JSON are strings"
+            f"input '{name}': element {wrong} is {said(data[wrong])}, but BYTES in JSON are strings"
         ) from None
 
 
@@ -243,11 +243,11 @@ def _is_not(name: str, index: int, item: Any, datatype: Datatype) -> str:
     else:
         info_f = np.finfo(datatype.dtype)
         wanted = f"{datatype.name} is a number within ±{float(info_f.max):.4g}"
-    return f"input '{name}': element {index} is {_said(item)}, but {wanted}"
+    return f"input '{name}': element {index} is {said(item)}, but {wanted}"
 
 
-def _said(item: Any) -> str:
-    """Say a JSON value of the caller's, shortly."""
+def said(item: Any) -> str:
+    """Say a JSON value of the caller's, shortly. (Never its repr unseen: that of deep lists is an error itself.)"""
     if item is None or isinstance(item, bool):
         return {None: "null", True: "true", False: "false"}[item]
     if isinstance(item, list):
