@@ -7,20 +7,18 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from autoscaler.capacity import Room
-from autoscaler.drivers.base import Driver, DriverError, StartedReplica
+from autoscaler.drivers.base import DriverError, StartedReplica
 from autoscaler.fleet import Fleet
 from autoscaler.replica import Replica, ReplicaState
+from autoscaler.surroundings import Surroundings
 from autoscaler.timers import Timers
-from serve.core.clock import NS_PER_S, Clock
+from serve.core.clock import NS_PER_S
 from serve.core.events import Event, ExitReason, Failed, PhaseDone, Ready, Stats
 from serve.core.ids import ReplicaId, new_replica_id
-from serve.core.lifecycle import Lifecycle
-from serve.core.metrics import Metrics
-from serve.core.scaling import Exited, ReplicaInfo, ReplicaPool
+from serve.core.scaling import Exited, ReplicaInfo
 
 log = logging.getLogger(__name__)
 
@@ -53,29 +51,18 @@ class Follower(Protocol):
 class Actuator:
     """Every replica that is not gone. Owned by the loop; implements the drivers' ReplicaObserver."""
 
-    def __init__(
-        self,
-        pool: ReplicaPool,
-        driver: Driver,
-        clock: Clock,
-        metrics: Metrics,
-        lifecycle: Lifecycle,
-        timers: Timers,
-        follower: Follower,
-        *,
-        logs: Path,
-        drain_timeout_ns: int,
-    ) -> None:
+    def __init__(self, around: Surroundings, timers: Timers, follower: Follower) -> None:
         self.replicas: dict[ReplicaId, tuple[Fleet, Replica]] = {}
-        self._pool = pool
-        self._driver = driver
-        self._clock = clock
-        self._metrics = metrics
-        self._lifecycle = lifecycle
+        self._pool = around.pool
+        self._driver = around.driver
+        self._clock = around.clock
+        self._metrics = around.metrics
+        self._lifecycle = around.lifecycle
         self._timers = timers
         self._follower = follower
-        self._logs = logs
-        self._drain_timeout_ns = drain_timeout_ns
+        self._logs = around.logs
+        self._drain_timeout_ns = around.drain_timeout_ns
+        self._chance = around.chance
         self._reserved_bytes = 0
         self._counts: Counter[tuple[str, ReplicaState]] = Counter()
 
@@ -92,7 +79,7 @@ class Actuator:
     def start(self, fleet: Fleet) -> Replica:
         """Order one more replica. The driver's work begins with the next turn of the loop."""
         now_ns, wall_ns = self._clock.monotonic_ns(), self._clock.wall_ns()
-        replica = Replica(new_replica_id(fleet.key), fleet.need_bytes, now_ns, wall_ns, now_ns, wall_ns)
+        replica = Replica(new_replica_id(fleet.key, self._chance), fleet.need_bytes, now_ns, wall_ns, now_ns, wall_ns)
         fleet.replicas[replica.id] = replica
         self.replicas[replica.id] = (fleet, replica)
         self._reserve(replica.memory_bytes)

@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from autoscaler import capacity
 from autoscaler.actuator import Actuator
 from autoscaler.capacity import IdleReplica, TooLarge, Verdict
 from autoscaler.fleet import Fleet
 from autoscaler.history import DecisionLog
-from serve.core.clock import Clock
+from autoscaler.surroundings import Surroundings
 from serve.core.ids import RevisionKey
-from serve.core.scaling import ReplicaPool
 
 
 class Admission:
     """The memory budget of this machine, and its cores. Owned by the loop."""
 
-    def __init__(
-        self,
-        pool: ReplicaPool,
-        clock: Clock,
-        actuator: Actuator,
-        decisions: DecisionLog,
-        *,
-        budget_bytes: int,
-        cores: int,
-        on_memory_learned: Callable[[RevisionKey, int], None] | None,
-    ) -> None:
+    def __init__(self, around: Surroundings, actuator: Actuator, decisions: DecisionLog) -> None:
         self.waiting: dict[RevisionKey, None] = {}
         """Revisions that wait for memory, first come first."""
         self.age = 0.0
         """Of the machine's memory as a cache: the value of the last replica evicted."""
-        self._pool = pool
-        self._clock = clock
+        self._pool = around.pool
+        self._clock = around.clock
         self._actuator = actuator
         self._decisions = decisions
-        self._budget_bytes = budget_bytes
-        self._cores = cores
-        self._on_memory_learned = on_memory_learned
+        self._budget_bytes = around.memory_budget_bytes
+        self._cores = around.cores
+        self._on_memory_learned = around.on_memory_learned
 
     def try_for(self, fleet: Fleet) -> Verdict:
         """Say whether memory for one more replica is there now; if not, see to it, or put the fleet in line."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 
 from serve.core.clock import NS_PER_S
@@ -20,7 +19,7 @@ class Backoff:
     common reason do not come back in step.
     """
 
-    def __init__(self, jitter: Callable[[], float] = random.random) -> None:
+    def __init__(self, jitter: Callable[[], float]) -> None:
         self.failures = 0
         """Starts that failed since a replica was last ready."""
         self.until_ns = 0

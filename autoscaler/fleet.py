@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import random
 from pathlib import Path
 
 from autoscaler import capacity
@@ -25,7 +26,7 @@ _UNKNOWN_START_S = 1.0
 class Fleet:
     """State of one revision. Owned by the autoscaler, on the loop; nothing here waits or acts."""
 
-    def __init__(self, revision: Revision, *, is_reachable: bool, now_ns: int) -> None:
+    def __init__(self, revision: Revision, *, is_reachable: bool, now_ns: int, chance: random.Random) -> None:
         self.revision = revision
         self.key = revision.key
         self.settings = settings_of(revision)
@@ -37,7 +38,7 @@ class Fleet:
         """All that are not gone, in order of their start."""
         self.state = ScalingState()
         self.decided_ns: int | None = None
-        self.backoff = Backoff()
+        self.backoff = Backoff(chance.random)
         self.failure: str | None = None
         """Why the revision counts as failed; None while it does not."""
         self.cold_starts = ColdStartHistory()

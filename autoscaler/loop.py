@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from pathlib import Path
 
-from autoscaler.drivers.base import Driver
 from autoscaler.fleet import Fleet
 from autoscaler.history import ColdStartSummary, DecisionRecord
 from autoscaler.replica import ReplicaStatus
 from autoscaler.scaler import Scaler
+from autoscaler.surroundings import Surroundings
 from autoscaler.warm import WarmReport
-from serve.core.clock import Clock
 from serve.core.errors import PublishError
 from serve.core.events import Event, ExitReason, Stats
 from serve.core.ids import ReplicaId, RevisionKey
-from serve.core.lifecycle import Lifecycle
-from serve.core.metrics import Metrics
 from serve.core.revision import Revision, State
-from serve.core.scaling import ReplicaPool
 
 log = logging.getLogger(__name__)
 
@@ -37,37 +31,12 @@ class Autoscaler:
     decisions name, never by a tick.
     """
 
-    def __init__(
-        self,
-        pool: ReplicaPool,
-        driver: Driver,
-        clock: Clock,
-        metrics: Metrics,
-        lifecycle: Lifecycle,
-        *,
-        memory_budget_bytes: int,
-        cores: int,
-        logs: Path,
-        drain_timeout_s: float,
-        on_memory_learned: Callable[[RevisionKey, int], None] | None = None,
-    ) -> None:
-        """`on_memory_learned` is told a revision's memory whenever more is seen in use than the revision says."""
-        self._clock = clock
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self._clock = around.clock
         self._all_gone = asyncio.Event()
-        self._scaler = Scaler(
-            pool,
-            driver,
-            clock,
-            metrics,
-            lifecycle,
-            memory_budget_bytes=memory_budget_bytes,
-            cores=cores,
-            logs=logs,
-            drain_timeout_s=drain_timeout_s,
-            on_memory_learned=on_memory_learned,
-            on_all_gone=self._all_gone.set,
-        )
-        metrics.memory_budget.set(memory_budget_bytes)
+        self._scaler = Scaler(around, on_all_gone=self._all_gone.set)
+        around.metrics.memory_budget.set(around.memory_budget_bytes)
 
     # What the control plane says -------------------------------------------------------------------------------------
 
@@ -75,7 +44,7 @@ class Autoscaler:
         """Scale this revision from now on. The pool must know it already. Raise ValueError if it is here."""
         if revision.key in self._scaler.fleets:
             raise ValueError(f"{revision.key} is scaled already; use replace")
-        fleet = Fleet(revision, is_reachable=reachable, now_ns=self._clock.monotonic_ns())
+        fleet = Fleet(revision, is_reachable=reachable, now_ns=self._clock.monotonic_ns(), chance=self._around.chance)
         self._scaler.fleets[revision.key] = fleet
         if reachable:
             self._look_if_needed(fleet)

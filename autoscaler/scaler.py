@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoscaler.actuator import Actuator, End
 from autoscaler.admission import Admission
 from autoscaler.capacity import Admitted, TooLarge
 from autoscaler.decide import Decision, Observed, decide
-from autoscaler.drivers.base import Driver
 from autoscaler.fleet import Fleet
 from autoscaler.history import DecisionLog
 from autoscaler.replica import Replica
+from autoscaler.surroundings import Surroundings
 from autoscaler.timers import Timers
 from autoscaler.warm import WarmReport, publish_error
-from serve.core.clock import NS_PER_MS, NS_PER_S, Clock
+from serve.core.clock import NS_PER_MS, NS_PER_S
 from serve.core.errors import ModelFailed, NoCapacity, PublishError, ServeError
 from serve.core.events import ExitReason
 from serve.core.ids import RevisionKey
-from serve.core.lifecycle import Lifecycle
-from serve.core.metrics import Metrics
-from serve.core.scaling import ReplicaPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,47 +35,15 @@ class Scaler:
     decision named. One at rest has no timer.
     """
 
-    def __init__(
-        self,
-        pool: ReplicaPool,
-        driver: Driver,
-        clock: Clock,
-        metrics: Metrics,
-        lifecycle: Lifecycle,
-        *,
-        memory_budget_bytes: int,
-        cores: int,
-        logs: Path,
-        drain_timeout_s: float,
-        on_memory_learned: Callable[[RevisionKey, int], None] | None,
-        on_all_gone: Callable[[], None],
-    ) -> None:
+    def __init__(self, around: Surroundings, *, on_all_gone: Callable[[], None]) -> None:
         self.fleets: dict[RevisionKey, Fleet] = {}
-        self.decisions = DecisionLog(clock)
-        self.timers = Timers(clock)
+        self.decisions = DecisionLog(around.clock)
+        self.timers = Timers(around.clock)
         self.is_closing = False
-        self.actuator = Actuator(
-            pool,
-            driver,
-            clock,
-            metrics,
-            lifecycle,
-            self.timers,
-            self,
-            logs=logs,
-            drain_timeout_ns=round(drain_timeout_s * NS_PER_S),
-        )
-        self._admission = Admission(
-            pool,
-            clock,
-            self.actuator,
-            self.decisions,
-            budget_bytes=memory_budget_bytes,
-            cores=cores,
-            on_memory_learned=on_memory_learned,
-        )
-        self._pool = pool
-        self._clock = clock
+        self.actuator = Actuator(around, self.timers, self)
+        self._admission = Admission(around, self.actuator, self.decisions)
+        self._pool = around.pool
+        self._clock = around.clock
         self._on_all_gone = on_all_gone
 
     # Observe ---------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from autoscaler.drivers.base import Driver, DriverError
 from autoscaler.drivers.exec import ExecDriver
 from autoscaler.drivers.local import LocalDriver
 from autoscaler.loop import Autoscaler
+from autoscaler.surroundings import Surroundings as ScalingSurroundings
 from billing.journal import Journal, JournalError
 from billing.price_file import PriceBookError, load_price_book
 from cache.store import ModelStore
@@ -89,16 +90,18 @@ class Platform:
         self.activator = Activator(self.router, self.ids, self.clock, self.metrics, int(settings.body_limit))
         self.driver: Driver = LocalDriver(home.path) if settings.driver == "local" else ExecDriver(home.path)
         self.autoscaler = Autoscaler(
-            self.router,
-            self.driver,
-            self.clock,
-            self.metrics,
-            lifecycle,
-            memory_budget_bytes=int(settings.memory_budget or machine.memory_bytes() * _MEMORY_SHARE),
-            cores=machine.cores(),
-            logs=home.logs,
-            drain_timeout_s=settings.drain_timeout,
-            on_memory_learned=lambda key, size_bytes: self.control.memory_learned(key, size_bytes),
+            ScalingSurroundings(
+                pool=self.router,
+                driver=self.driver,
+                clock=self.clock,
+                metrics=self.metrics,
+                lifecycle=lifecycle,
+                memory_budget_bytes=int(settings.memory_budget or machine.memory_bytes() * _MEMORY_SHARE),
+                cores=machine.cores(),
+                logs=home.logs,
+                drain_timeout_s=settings.drain_timeout,
+                on_memory_learned=lambda key, size_bytes: self.control.memory_learned(key, size_bytes),
+            )
         )
         self.router.listener = self.autoscaler
         self.router.revision_state = self.autoscaler.state_of

@@ -22,7 +22,7 @@ def test_pauses_double_from_a_fifth_of_a_second_to_a_minute_and_forget_everythin
 
 
 def test_crashes_far_apart_are_each_replaced_at_once() -> None:
-    backoff = Backoff()
+    backoff = Backoff(lambda: 0.5)
     for hour in range(5):
         backoff.crashed(ready_for_ns=3600 * NS_PER_S, now_ns=hour * 3600 * NS_PER_S)
         assert backoff.until_ns == 0

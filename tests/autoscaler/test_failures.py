@@ -307,3 +307,18 @@ async def test_publishing_hears_the_exit_of_a_process_that_died_without_a_word(t
 def fleet_failures(world: World) -> int:
     """Return how many starts of the deployment failed so far."""
     return sum("did not become ready" in reason for reason in world.reasons())
+
+
+async def test_one_seed_gives_one_run_with_the_same_replica_ids_and_pauses(tmp_path: Path) -> None:
+    async def run(seed: int) -> list[tuple[str, int]]:
+        async with a_world(tmp_path, seed=seed) as world:
+            world.driver.behaviour("digits").dies_loading = True
+            world.add(min=1)
+            began_ns = world.clock.monotonic_ns()
+            await world.until(lambda: len(world.driver.ordered) == 5)
+            pauses = [at_ns - began_ns for at_ns in world.driver.ordered_at_ns]
+            return list(zip(world.driver.ordered, pauses, strict=True))
+
+    once, again, other = await run(1), await run(1), await run(2)
+    assert once == again
+    assert once != other

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from pathlib import Path
 
 import pytest
@@ -172,7 +173,7 @@ async def test_replica_held_for_publishing_is_not_evicted(tmp_path: Path) -> Non
 async def test_reading_a_revision_as_a_candidate_does_not_lose_its_burst(tmp_path: Path) -> None:
     async with a_world(tmp_path) as world:
         revision = world.revision()
-        fleet = Fleet(revision, is_reachable=True, now_ns=0)
+        fleet = Fleet(revision, is_reachable=True, now_ns=0, chance=random.Random(1))
         world.pool.gates[revision.key].peak = 7
         fleet.read(world.pool, world.clock.monotonic_ns(), age=0.0)
         assert fleet.observe(world.pool, world.clock.monotonic_ns(), age=0.0).demand.peak == 7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 from autoscaler.drivers.base import DriverError, ReplicaObserver, StartedReplica
 from autoscaler.loop import Autoscaler
+from autoscaler.surroundings import Surroundings
 from serve.core.clock import NS_PER_S
 from serve.core.errors import ServeError
 from serve.core.events import Drained, Event, ExitReason, Failed, LoadOrder, Phase, PhaseDone, Ready, Stats
@@ -311,7 +313,9 @@ class FakePool:
 class World:
     """One autoscaler on virtual time, with everything around it."""
 
-    def __init__(self, lifecycle: Lifecycle, logs: Path, budget_bytes: int, cores: int, drain_timeout_s: float) -> None:
+    def __init__(
+        self, lifecycle: Lifecycle, logs: Path, budget_bytes: int, cores: int, drain_timeout_s: float, seed: int
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.clock = LoopClock()
         self.metrics = Metrics()
@@ -320,16 +324,19 @@ class World:
         self.learned: list[tuple[RevisionKey, int]] = []
         self.lifecycle = lifecycle
         self.autoscaler = Autoscaler(
-            self.pool,
-            self.driver,
-            self.clock,
-            self.metrics,
-            lifecycle,
-            memory_budget_bytes=budget_bytes,
-            cores=cores,
-            logs=logs,
-            drain_timeout_s=drain_timeout_s,
-            on_memory_learned=lambda key, size: self.learned.append((key, size)),
+            Surroundings(
+                pool=self.pool,
+                driver=self.driver,
+                clock=self.clock,
+                metrics=self.metrics,
+                lifecycle=lifecycle,
+                memory_budget_bytes=budget_bytes,
+                cores=cores,
+                logs=logs,
+                drain_timeout_s=drain_timeout_s,
+                on_memory_learned=lambda key, size: self.learned.append((key, size)),
+                chance=random.Random(seed),
+            )
         )
         self.pool.listener = self.autoscaler
 
@@ -379,11 +386,11 @@ class World:
 
 @contextlib.asynccontextmanager
 async def a_world(
-    logs: Path, *, budget_mib: int = 10_000, cores: int = 1000, drain_timeout_s: float = 30.0
+    logs: Path, *, budget_mib: int = 10_000, cores: int = 1000, drain_timeout_s: float = 30.0, seed: int = 0
 ) -> AsyncIterator[World]:
     """Run a world; at its end every replica must be gone and no timer left."""
     async with Lifecycle() as lifecycle:
-        world = World(lifecycle, logs, budget_mib * MIB, cores, drain_timeout_s)
+        world = World(lifecycle, logs, budget_mib * MIB, cores, drain_timeout_s, seed)
         yield world
         await world.autoscaler.shutdown(5.0)
         assert not world.driver.processes
