@@ -74,7 +74,7 @@ class Accounts:
         self, journal: Journal, prices: PriceBook, clock: Clock, metrics: Metrics, checkpoint_interval_s: float
     ) -> None:
         self.metrics = metrics
-        self.writer = AnswerWriter(journal, metrics)
+        self.writer = AnswerWriter(journal, metrics, clock)
         self._journal = journal
         self._book = prices
         self._clock = clock
@@ -210,9 +210,10 @@ class Accounts:
         self._checkpoint_timer = None
         if not self._accounts:
             return
-        for account in self._accounts.values():
-            self._checkpoint(account)
-        self.writer.flush()
+        if not self.writer.is_blocked:  # a later checkpoint says all that one in the buffer would: it must not grow
+            for account in self._accounts.values():
+                self._checkpoint(account)
+            self.writer.flush()
         self._checkpoint_timer = self._loop.call_later(self._checkpoint_interval_s, self._checkpoint_all)
 
     def _checkpoint(self, account: _Account) -> None:

@@ -138,8 +138,10 @@ class Router:
 
     def end_drain(self) -> None:
         """The time to drain is over: tell those who still wait for an answer, rather than break their connections."""
+        draining = Draining("The platform is shutting down; retry in a moment", retry_after_s=1.0)
         for gate in self._gates.values():
-            gate.fail_all(Draining("The platform is shutting down; retry in a moment", retry_after_s=1.0))
+            gate.fail_all(draining)
+        self._accounts.writer.refuse_held(draining)
 
     # What doors ask -------------------------------------------------------------------------------------------------
 

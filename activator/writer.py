@@ -8,32 +8,43 @@ from collections.abc import Callable
 
 from activator.calls import Call, Reply
 from billing.journal import Journal, JournalError
-from serve.core.errors import StorageFull
+from serve.core.clock import Clock
+from serve.core.errors import ServeError, StorageFull
 from serve.core.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
 
+Answers = list[tuple[Call, Reply]]
+
 
 class AnswerWriter:
     """Writes the journal and lets answers go. Owned by the event loop.
 
-    While the disk refuses, nothing is lost: records stay buffered, finished answers are held back, new requests are
-    refused, and a retry every second lets everything go on by itself.
+    While the disk refuses, nothing is lost: records stay buffered, finished answers are held back until their callers'
+    deadlines, new requests are refused, and a retry every second lets everything go on by itself. Implements
+    `billing.sync.SyncListener`.
     """
 
-    def __init__(self, journal: Journal, metrics: Metrics) -> None:
+    def __init__(self, journal: Journal, metrics: Metrics, clock: Clock) -> None:
         self._journal = journal
         self._metrics = metrics
-        self._held: list[tuple[Call, Reply]] = []
-        self._retry_timer: asyncio.TimerHandle | None = None
+        self._clock = clock
+        self._held: Answers = []
+        """Their records are not written."""
+        self._unsynced: Answers = []
+        self._syncing: Answers = []
+        self._timer: asyncio.TimerHandle | None = None
         self._on_written: list[Callable[[], None]] = []
+        self._is_refused = self._is_sync_refused = False
+        self.waits_for_sync = False
+        """Answers leave only when their records are synced, too."""
         self.is_blocked = False
         """The disk refuses records."""
 
     def on_written(self, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever records reached the disk: the ledger has something to read."""
+        """Call `callback` whenever records were written: the ledger has something to read."""
         self._on_written.append(callback)
 
     def check(self) -> None:
@@ -45,7 +56,7 @@ class AnswerWriter:
                 retry_after_s=_RETRY_S,
             )
 
-    def release(self, answered: list[tuple[Call, Reply]]) -> None:
+    def release(self, answered: Answers) -> None:
         """Write the records appended so far with one system call, then let these answers leave."""
         self._held += answered
         self._metrics.journal_records.inc(len(answered))
@@ -56,31 +67,88 @@ class AnswerWriter:
         try:
             self._journal.flush()
         except JournalError as error:
-            self._refused(error)
+            self._is_refused = True
+            self._blocked(error)
             return
-        if self.is_blocked:
-            self.is_blocked = False
-            log.warning("the journal accepts records again")
+        if self._is_refused:
+            self._is_refused = False
+            self._unblocked()
         held, self._held = self._held, []
-        for call, reply in held:
-            call.finish(reply)
+        if self.waits_for_sync:
+            self._unsynced += held
+            self._watch()
+        else:
+            _let_go(held)
         for callback in self._on_written:
             callback()
 
+    def refuse_held(self, error: ServeError, until_ns: int | None = None) -> None:
+        """Tell the callers of answers that are held back; `until_ns`: only those whose deadline is not later.
+
+        The record of an answer that nobody got is not charged, unless it is written already.
+        """
+        for answers in (self._held, self._unsynced, self._syncing):
+            for call, _ in answers:
+                if not call.is_done and (until_ns is None or call.deadline_ns <= until_ns):
+                    self._journal.amend(call.request_id, status=error.status, charged=False, reason=error.code)
+                    call.refuse(error)
+            answers[:] = [held for held in answers if not held[0].is_done]
+
     def close(self) -> None:
         """Write, sync and close the journal. Raise JournalError."""
-        if self._retry_timer is not None:
-            self._retry_timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._journal.close()
 
-    def _refused(self, error: JournalError) -> None:
+    # SyncListener ---------------------------------------------------------------------------------------------------
+
+    def sync_began(self) -> None:
+        self._syncing += self._unsynced
+        self._unsynced = []
+
+    def synced(self) -> None:
+        if self._is_sync_refused:
+            self._is_sync_refused = False
+            self._unblocked()
+        _let_go(self._syncing)
+        self._syncing = []
+
+    def sync_refused(self, error: JournalError) -> None:
+        self._is_sync_refused = True
+        self._blocked(error)
+
+    # Within ---------------------------------------------------------------------------------------------------------
+
+    def _blocked(self, error: JournalError) -> None:
         self._metrics.journal_errors.inc()
         if not self.is_blocked:
             self.is_blocked = True
             log.error("the journal is refused: answers are held back", extra={"error": str(error)})
-        if self._retry_timer is None:
-            self._retry_timer = asyncio.get_running_loop().call_later(_RETRY_S, self._retry)
+        self._watch()
 
-    def _retry(self) -> None:
-        self._retry_timer = None
-        self.flush()
+    def _unblocked(self) -> None:
+        self.is_blocked = self._is_refused or self._is_sync_refused
+        if not self.is_blocked:
+            log.warning("the journal accepts records again")
+
+    def _watch(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_RETRY_S, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._is_refused:
+            self.flush()
+        overdue = StorageFull(
+            "The model answered, but the disk did not take the record of it in time: free space on the disk of the "
+            "platform's home, then try again",
+            retry_after_s=_RETRY_S,
+        )
+        self.refuse_held(overdue, self._clock.monotonic_ns())
+        if self.is_blocked or self._held or self._unsynced or self._syncing:
+            self._watch()
+
+
+def _let_go(answers: Answers) -> None:
+    for call, reply in answers:
+        call.finish(reply)

@@ -90,6 +90,11 @@ class Journal:
         """Bytes appended and not yet written: grows while the disk refuses."""
         return sum(map(len, self._lines))
 
+    @property
+    def has_complete_files(self) -> bool:
+        """Files that were followed by others are still open, to be synced."""
+        return bool(self._complete)
+
     def append(self, line: bytes) -> None:
         """Buffer one line made by `billing.records`."""
         self._lines.append(line)
@@ -132,12 +137,16 @@ class Journal:
         self._complete, self._new_names, self._is_synced = [], (), True
         return handed
 
-    def sync_failed(self, handed: Unsynced) -> None:
+    def sync_failed(self, handed: Unsynced, error: BaseException) -> JournalError:
         """Take back what could not be synced, and go on in another file: this one may have lost records."""
         self._complete += handed.complete
         self._new_names = tuple({*self._new_names, *handed.folders})
         self._is_synced = False
-        self._next_file_at_bytes = 0
+        if handed.current == self._descriptor and self._is_torn:
+            self._next_file_at_bytes = 0  # once the line that was begun is whole
+        elif handed.current == self._descriptor:
+            self._begin_file()
+        return self._error(error)
 
     def close(self) -> None:
         """Write what is buffered, sync it to the disk and close. Raise JournalError; the file is closed anyway."""
@@ -186,9 +195,9 @@ class Journal:
         self._next_file_at_bytes = self._file_bytes
         self._new_names = (*self._new_names, self._folder)
 
-    def _error(self, error: OSError) -> JournalError:
+    def _error(self, error: BaseException) -> JournalError:
         return JournalError(
-            f"the billing journal cannot be written ({error.strerror}): "
+            f"the billing journal cannot be written ({getattr(error, 'strerror', None) or error}): "
             f"free space on the disk of {self._folder}, or make that folder writable"
         )
 

@@ -36,6 +36,7 @@ from autoscaler.loop import Autoscaler
 from autoscaler.surroundings import Surroundings as ScalingSurroundings
 from billing.journal import Journal, JournalError
 from billing.price_file import PriceBookError, load_price_book
+from billing.sync import JournalSync, SyncPolicy
 from cache.store import ModelStore
 from serve.control.app import ControlPlane, Surroundings
 from serve.control.books import LedgerBooks
@@ -77,13 +78,12 @@ class Platform:
         self._prices = load_price_book(home.prices)
         writer = new_writer_id()
         self.ledger = LedgerProcess(home.journal, home.ledger, lifecycle)
-        self.accounts = Accounts(
-            Journal(home.journal, writer, self.clock),
-            self._prices,
-            self.clock,
-            self.metrics,
-            settings.checkpoint_interval,
-        )
+        journal = Journal(home.journal, writer, self.clock)
+        self.accounts = Accounts(journal, self._prices, self.clock, self.metrics, settings.checkpoint_interval)
+        policy = SyncPolicy(settings.journal_sync)
+        self._sync = JournalSync(journal, policy, self.accounts.writer)
+        self.accounts.writer.waits_for_sync = policy is SyncPolicy.ALWAYS
+        self.accounts.writer.on_written(self._sync.written)
         self.accounts.writer.on_written(self.ledger.poke)
         self.ids = RequestIds(writer)
         self.router = Router(self.ids, self.clock, self.accounts, self.metrics)
@@ -158,9 +158,11 @@ class Platform:
         """End what `open` started, in the order in which one needs the other. Leaves no process behind."""
         await self.autoscaler.shutdown(self.settings.drain_timeout)
         await self.driver.close()
-        with contextlib.suppress(JournalError):
+        await self._sync.close()
+        try:
             self.accounts.close()
-        await self.ledger.close()
+        finally:
+            await self.ledger.close()
 
 
 class FrontApp:
@@ -203,8 +205,10 @@ async def run(home: Home, settings: PlatformSettings, sockets: list[socket.socke
             await platform.open()
             await _serve(platform, home, sockets, urls, stopping)
         finally:
-            await platform.close()
-            lifecycle.stop()
+            try:
+                await platform.close()
+            finally:
+                lifecycle.stop()
     platform.control.end()
     log.info("platform is down")
 

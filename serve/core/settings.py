@@ -21,6 +21,12 @@ class PlatformSettings(BaseSettings):
     body_limit: ByteSize = Field(ByteSize(64 << 20), ge=1, description="Largest request body.")
     drain_timeout: float = Field(30.0, ge=0, description="Seconds that requests may still take after SIGTERM.")
     checkpoint_interval: float = Field(5.0, gt=0, description="Seconds between billing checkpoints of a live replica.")
+    journal_sync: str = Field(
+        "interval",
+        pattern="^(none|interval|always)$",
+        description="When billing records are synced to the disk, against power loss: at the end, about once a second "
+        "without delaying anybody, or before each answer.",
+    )
     keep_revisions: int = Field(10, ge=1, description="Revisions kept per deployment for rollback.")
     driver: str = Field("local", pattern="^(local|exec)$", description="How replicas start: forked, or executed anew.")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Level of the platform's log.")
