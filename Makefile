@@ -27,11 +27,11 @@ test: check ## everything that CI asks for
 	.venv/bin/python -P -m pytest -q
 
 chaos: .venv/dev.stamp ## a million requests while replicas, zygote, ledger and platform are killed; then the audit
-	.venv/bin/python -P -m tests.chaos --requests 1000000
+	.venv/bin/python -m tests.chaos --requests 1000000
 
 fuzz: .venv/dev.stamp ## fuzz parsers, then the simulator with new seeds, until stopped (FUZZ_S=60: as many seconds for each)
-	.venv/bin/python -P -m tests.fuzz all --seconds $(or $(FUZZ_S),600)
-	.venv/bin/python -P -m tests.sim $(if $(FUZZ_S),--seconds $(FUZZ_S))
+	.venv/bin/python -m tests.fuzz all --seconds $(or $(FUZZ_S),600)
+	.venv/bin/python -m tests.sim $(if $(FUZZ_S),--seconds $(FUZZ_S))
 
 soak: .venv/dev.stamp ## half an hour of deployments that wake, sleep, die and change: is everything flat?
 	.venv/bin/python -P -m benchmarks.soak
