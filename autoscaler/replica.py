@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from serve.core.events import ExitReason, Failed, Phase, PhaseDone, Ready
 from serve.core.ids import ReplicaId
-from serve.core.link import FrameLink
+from serve.core.link import Link
 
 
 class ReplicaState(StrEnum):
@@ -42,7 +42,7 @@ class Replica:
     since_wall_ns: int
     state: ReplicaState = ReplicaState.ORDERED
     pid: int | None = None
-    link: FrameLink | None = None
+    link: Link | None = None
     order: asyncio.Task[None] | None = None
     """The driver's start, while it runs."""
     ready: Ready | None = None

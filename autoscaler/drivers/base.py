@@ -8,7 +8,7 @@ from typing import Protocol
 
 from serve.core.events import Event, ExitReason, LoadOrder
 from serve.core.ids import ReplicaId
-from serve.core.link import FrameLink
+from serve.core.link import Link
 from serve.core.scaling import Exited
 
 
@@ -21,7 +21,7 @@ class StartedReplica:
     """A live process that has been told what to load. Its events come to the observer."""
 
     pid: int
-    link: FrameLink
+    link: Link
 
 
 class ReplicaObserver(Protocol):

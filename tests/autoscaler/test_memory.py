@@ -61,8 +61,8 @@ async def test_report_of_a_replica_that_became_idle_lets_the_next_in_without_wai
         world.pool.ask(dog, duration_s=0.2)
         await asyncio.sleep(0.001)
         (holder,) = world.running("cat")
-        world.pool.replicas[holder].inside.popitem()[1].cancel()
-        world.pool.gates[cat].in_flight = 0
+        world.driver.processes[holder].replica.answer([1])
+        await world.settle()
         world.stats(holder, peak_mib=40)
         await asyncio.sleep(0.02)
         assert world.running("cat") == []
@@ -174,7 +174,8 @@ async def test_reading_a_revision_as_a_candidate_does_not_lose_its_burst(tmp_pat
     async with a_world(tmp_path) as world:
         revision = world.revision()
         fleet = Fleet(revision, is_reachable=True, now_ns=0, chance=random.Random(1))
-        world.pool.gates[revision.key].peak = 7
+        for request in world.pool.ask(revision.key, duration_s=1, count=7):
+            request.leave()
         fleet.read(world.pool, world.clock.monotonic_ns(), age=0.0)
         assert fleet.observe(world.pool, world.clock.monotonic_ns(), age=0.0).demand.peak == 7
         assert fleet.observe(world.pool, world.clock.monotonic_ns(), age=0.0).demand.peak == 0

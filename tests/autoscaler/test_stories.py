@@ -10,6 +10,7 @@ import pytest
 
 from autoscaler.replica import ReplicaState
 from serve.core.clock import NS_PER_S
+from serve.core.errors import QueueTimeout
 from serve.core.events import ExitReason, Phase
 from serve.core.ids import RevisionKey
 from serve.core.revision import State
@@ -45,6 +46,7 @@ async def test_last_replica_exits_exactly_when_idle_time_after_the_last_activity
         await asyncio.sleep(10)
         (late,) = world.pool.ask(key, duration_s=0.1234)
         await asyncio.sleep(0.1234)
+        await world.settle()
         assert late.answered_ns
         (replica,) = world.running()
         await asyncio.sleep(60 - 0.0001)
@@ -125,7 +127,7 @@ async def test_shrinking_takes_only_replicas_that_run_nothing(tmp_path: Path) ->
         await asyncio.sleep(100)
         assert len(world.running()) == 2
         assert not world.driver.kills
-        busy = [name for name, slot in world.pool.replicas.items() if slot.inside]
+        busy = [name for name, slot in world.pool.replicas.items() if slot.outstanding]
         assert sorted(busy) == sorted(world.running())
 
 
@@ -147,9 +149,8 @@ async def test_request_that_left_before_anyone_looked_still_wakes_the_model(tmp_
     """`Prefer: wait=0` means: start it, I come back."""
     async with a_world(tmp_path) as world:
         key = world.add()
-        gate = world.pool.gates[key]
-        gate.arrivals, gate.peak, gate.last_active_ns = 1, 1, world.clock.monotonic_ns()
-        world.autoscaler.poke(key)
+        (request,) = world.pool.ask(key, duration_s=0.1, wait_s=0)
+        assert isinstance(request.error, QueueTimeout)
         await asyncio.sleep(1)
         assert len(world.pool.open_replicas(key)) == 1
         assert world.reasons()[0] == "1 request came and could not wait, and no replica runs: 0 → 1"

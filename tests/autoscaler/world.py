@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
-import socket
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from activator.accounts import Accounts
+from activator.deadlines import Deadlines
 from autoscaler.drivers.base import DriverError, ReplicaObserver, StartedReplica
 from autoscaler.loop import Autoscaler
 from autoscaler.surroundings import Surroundings
 from serve.core.clock import NS_PER_S
-from serve.core.errors import ServeError
 from serve.core.events import Drained, Event, ExitReason, Failed, LoadOrder, Phase, PhaseDone, Ready, Stats
 from serve.core.frames import Frame
 from serve.core.ids import ReplicaId, RevisionKey
 from serve.core.lifecycle import Lifecycle
-from serve.core.link import FrameLink, Link
 from serve.core.metrics import Metrics
 from serve.core.revision import Revision
-from serve.core.scaling import Demand, DemandListener, Exited, ReplicaInfo
+from serve.core.scaling import Exited
 from serve.core.spec import DeploymentSpec
+from simulator.paper import Inside, PaperReplica
+from tests.autoscaler.pool import Pool, Request
+
+__all__ = ["MIB", "Request", "World", "a_world"]
 
 MIB = 1 << 20
 
@@ -73,7 +76,7 @@ class Process:
     behaviour: Behaviour
     observer: ReplicaObserver
     started_ns: int
-    sock: socket.socket
+    replica: PaperReplica
     is_ready: bool = False
     pending: list[asyncio.TimerHandle] = field(default_factory=list)
 
@@ -113,11 +116,13 @@ class FakeDriver:
         if behaviour.cannot_spawn:
             raise DriverError(behaviour.cannot_spawn)
         self._pid += 1
-        process = Process(order, self._pid, behaviour, observer, self._clock.monotonic_ns(), socket.socket())
+        replica = PaperReplica(self._clock)
+        process = Process(order, self._pid, behaviour, observer, self._clock.monotonic_ns(), replica)
+        replica.on_request = functools.partial(self._take, process)
         self.processes[order.replica_id] = process
         if not behaviour.never_ready:
             process.pending.append(self._loop.call_later(behaviour.load_s, self._loaded, process))
-        return StartedReplica(process.pid, FrameLink(process.sock, NoReceiver()))
+        return StartedReplica(process.pid, replica.connect(NoReceiver()))
 
     def drain(self, replica_id: ReplicaId) -> None:
         self.drains.append(replica_id)
@@ -140,11 +145,17 @@ class FakeDriver:
     def end(self, process: Process, reason: ExitReason, message: str) -> None:
         if self.processes.pop(process.order.replica_id, None) is None:
             return
-        process.sock.close()
+        process.replica.link.read_rest()
+        process.replica.link.hang_up()
         for handle in process.pending:
             handle.cancel()
         exited = Exited(ReplicaId(process.order.replica_id), reason, self._clock.monotonic_ns(), None, None, message)
         process.observer.replica_exited(exited)
+
+    def _take(self, process: Process, inside: Inside) -> None:
+        """Answer a request after as long as its body says."""
+        answer = functools.partial(process.replica.answer, [inside.stream])
+        process.pending.append(self._loop.call_later(float(inside.body), answer))
 
     def _loaded(self, process: Process) -> None:
         now_ns = self._clock.monotonic_ns()
@@ -166,150 +177,6 @@ class FakeDriver:
         self.end(process, ExitReason.DRAINED, "drained")
 
 
-@dataclass(eq=False)
-class Request:
-    duration_s: float
-    asked_ns: int
-    answered_ns: int = 0
-    replica: str = ""
-    error: ServeError | None = None
-
-
-@dataclass
-class Slot:
-    info: ReplicaInfo
-    is_open: bool = False
-    inside: dict[Request, asyncio.TimerHandle] = field(default_factory=dict)
-    phases: dict[Phase, int] = field(default_factory=dict)
-
-
-@dataclass
-class Gate:
-    concurrency: int
-    waiting: deque[Request] = field(default_factory=deque)
-    in_flight: int = 0
-    integral_ns: int = 0
-    peak: int = 0
-    arrivals: int = 0
-    changed_ns: int = 0
-    last_active_ns: int = 0
-
-
-class FakePool:
-    """Queues requests and sends them to ready replicas, by the protocol of `serve.core.scaling.ReplicaPool`."""
-
-    def __init__(self, clock: LoopClock) -> None:
-        self.listener: DemandListener
-        self.gates: dict[RevisionKey, Gate] = {}
-        self.replicas: dict[str, Slot] = {}
-        self.gone: list[Exited] = []
-        self.readings = 0
-        self._clock = clock
-        self._loop = asyncio.get_running_loop()
-
-    def ask(self, key: RevisionKey, duration_s: float, count: int = 1) -> list[Request]:
-        """Let requests arrive now."""
-        gate, now_ns = self.gates[key], self._clock.monotonic_ns()
-        was_quiet = not self._load(gate) and now_ns - gate.last_active_ns > NS_PER_S
-        requests = [Request(duration_s, now_ns) for _ in range(count)]
-        for request in requests:
-            self._change(gate)
-            gate.arrivals += 1
-            gate.waiting.append(request)
-            gate.peak = max(gate.peak, self._load(gate))
-            self._dispatch(key)
-            if gate.waiting or was_quiet:
-                self.listener.poke(key)
-        return requests
-
-    def give_up(self, key: RevisionKey) -> None:
-        """Callers of everything that waits leave."""
-        self._change(self.gates[key])
-        self.gates[key].waiting.clear()
-
-    def demand(self, key: RevisionKey, now_ns: int) -> Demand:
-        self.readings += 1
-        gate = self.gates[key]
-        self._change(gate)
-        load = self._load(gate)
-        peak, gate.peak = gate.peak, load
-        last_active_ns = now_ns if load else gate.last_active_ns
-        return Demand(gate.in_flight, len(gate.waiting), gate.integral_ns, peak, gate.arrivals, last_active_ns)
-
-    def replica_assigned(self, info: ReplicaInfo) -> None:
-        assert info.id not in self.replicas
-        self.replicas[info.id] = Slot(info)
-
-    def replica_ready(self, replica_id: ReplicaId, link: Link, ready: Ready, phases: dict[Phase, int]) -> None:
-        slot = self.replicas[replica_id]
-        slot.is_open, slot.phases = True, phases
-        self._dispatch(slot.info.key)
-
-    def replica_retired(self, replica_id: ReplicaId) -> None:
-        slot = self.replicas[replica_id]
-        assert slot.is_open, "retired twice, or before it was ready"
-        slot.is_open = False
-        if not slot.inside:
-            self._loop.call_soon(self.listener.replica_empty, replica_id)
-
-    def replica_gone(self, exited: Exited) -> None:
-        slot = self.replicas.pop(exited.id)
-        self.gone.append(exited)
-        gate = self.gates[slot.info.key]
-        self._change(gate)
-        for request, handle in slot.inside.items():
-            handle.cancel()
-            gate.in_flight -= 1
-            gate.waiting.appendleft(request)
-        self._dispatch(slot.info.key)
-        if gate.waiting:
-            self.listener.poke(slot.info.key)
-
-    def replica_in_flight(self, replica_id: ReplicaId) -> int:
-        return len(self.replicas[replica_id].inside)
-
-    def fail_pending(self, key: RevisionKey, error: ServeError) -> None:
-        gate = self.gates[key]
-        self._change(gate)
-        waiting, gate.waiting = gate.waiting, deque()
-        for request in waiting:
-            request.error = error
-
-    def open_replicas(self, key: RevisionKey) -> list[str]:
-        return [name for name, slot in self.replicas.items() if slot.info.key == key and slot.is_open]
-
-    def _load(self, gate: Gate) -> int:
-        return gate.in_flight + len(gate.waiting)
-
-    def _change(self, gate: Gate) -> None:
-        now_ns = self._clock.monotonic_ns()
-        gate.integral_ns += self._load(gate) * (now_ns - gate.changed_ns)
-        gate.changed_ns = now_ns
-        if self._load(gate):
-            gate.last_active_ns = now_ns
-
-    def _dispatch(self, key: RevisionKey) -> None:
-        gate = self.gates[key]
-        slots = [slot for slot in self.replicas.values() if slot.is_open and slot.info.key == key]
-        while gate.waiting and slots:
-            slot = min(slots, key=lambda slot: len(slot.inside))
-            if len(slot.inside) >= gate.concurrency:
-                return
-            request = gate.waiting.popleft()
-            gate.in_flight += 1
-            slot.inside[request] = self._loop.call_later(request.duration_s, self._answered, key, slot, request)
-
-    def _answered(self, key: RevisionKey, slot: Slot, request: Request) -> None:
-        gate = self.gates[key]
-        self._change(gate)
-        del slot.inside[request]
-        gate.in_flight -= 1
-        request.answered_ns, request.replica = self._clock.monotonic_ns(), slot.info.id
-        self._dispatch(key)
-        if not slot.inside and not slot.is_open:
-            self.listener.replica_empty(slot.info.id)
-
-
 class World:
     """One autoscaler on virtual time, with everything around it."""
 
@@ -319,7 +186,7 @@ class World:
         self.loop = asyncio.get_running_loop()
         self.clock = LoopClock()
         self.metrics = Metrics()
-        self.pool = FakePool(self.clock)
+        self.pool = Pool(self.clock, self.metrics, logs)
         self.driver = FakeDriver(self.clock)
         self.learned: list[tuple[RevisionKey, int]] = []
         self.lifecycle = lifecycle
@@ -343,9 +210,11 @@ class World:
     def revision(self, name: str = "digits", number: int = 1, *, memory_mib: int = 40, **spec: Any) -> Revision:
         """Return a revision the pool knows; concurrency 1 unless given."""
         key = RevisionKey(name, number)
-        settings = DeploymentSpec(name=name, **{"concurrency": 1, "engine": "scripted", **spec})
-        self.pool.gates.setdefault(key, Gate(settings.concurrency or 1))
-        return Revision(key, settings, "0" * 64, "/nowhere", "model", 1, memory_mib * MIB, None)
+        usual = {"concurrency": 1, "engine": "scripted", "execution_timeout": 1e6}
+        settings = DeploymentSpec(name=name, **(usual | spec))
+        revision = Revision(key, settings, "0" * 64, "/nowhere", "model", 1, memory_mib * MIB, None)
+        self.pool.add_revision(revision)
+        return revision
 
     def add(self, name: str = "digits", number: int = 1, *, reachable: bool = True, **spec: Any) -> RevisionKey:
         revision = self.revision(name, number, **spec)
@@ -371,14 +240,20 @@ class World:
         return [(before, after) for before, after in pairs if before != after]
 
     def timers(self) -> int:
-        """Return how many timers the loop holds."""
+        """Return how many timers the loop holds, those of the gates and the books excepted."""
         handles: list[asyncio.TimerHandle] = self.loop._scheduled  # type: ignore[attr-defined]
-        return sum(not handle.cancelled() for handle in handles)
+        owners = [getattr(handle._callback, "__self__", None) for handle in handles if not handle.cancelled()]  # type: ignore[attr-defined]
+        return sum(not isinstance(owner, Deadlines | Accounts) for owner in owners)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Let virtual time pass until something has happened; the test's timeout is the limit."""
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+    async def settle(self) -> None:
+        """Let what is under way in this instant arrive, without time passing."""
+        for _ in range(5):
+            await asyncio.sleep(0)
 
     def now_s(self) -> float:
         return self.loop.time()
@@ -396,3 +271,4 @@ async def a_world(
         assert not world.driver.processes
         assert not world.pool.replicas
         lifecycle.stop()
+        world.pool.close()

@@ -13,7 +13,7 @@ from typing import Any
 from serve.core.events import Event, Failed, LoadOrder, Ready
 from serve.core.frames import NO_JSON_LENGTH, Codec, Frame, Kind, RequestHead, pack_request, unpack_response
 from serve.core.ids import ReplicaId
-from serve.core.link import FrameLink
+from serve.core.link import Link
 from serve.core.scaling import Exited
 
 DEADLINE_S = 20.0
@@ -56,7 +56,7 @@ class Observer:
 class Caller:
     """Takes over a link as the activator does and asks one thing at a time."""
 
-    def __init__(self, link: FrameLink) -> None:
+    def __init__(self, link: Link) -> None:
         self.link = link
         self.events: list[Frame] = []
         self._answer: asyncio.Future[tuple[int, dict[str, Any]]] = asyncio.get_running_loop().create_future()
