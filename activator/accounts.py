@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Callable
 
+from activator.account import Account
 from activator.calls import Call, Reply
 from activator.connection import ReplicaConnection
 from activator.writer import AnswerWriter
 from billing import records
-from billing.attribute import LifeAccount, Share
+from billing.attribute import Share
 from billing.journal import Journal
 from billing.prices import COST_DENOMINATOR, PriceBook, Prices, round_half_even
+from serve.core import machine
 from serve.core.clock import NS_PER_US, Clock
 from serve.core.frames import ResponseHead, Usage
 from serve.core.ids import ReplicaId
@@ -24,47 +25,6 @@ STATUS_CLIENT_LEFT = 499
 
 _NO_USAGE = Usage(0, 0, 0, 0, 0, 0, rows=1, batch_rows=0, answered=0, executions=0)
 """Of a call whose replica died before it told."""
-
-
-class _Account:
-    """One replica's life on the books."""
-
-    __slots__ = (
-        "_cost_per_us",
-        "_origin",
-        "_priced_by",
-        "life",
-        "lines",
-        "measured_bytes",
-        "meter",
-        "oldest_inside_ns",
-    )
-
-    def __init__(self, life: records.Life, origin: records.Origin, oldest_inside_ns: Callable[[], int | None]) -> None:
-        self.life = life
-        self.lines = records.RequestLines(life, origin)
-        self.measured_bytes: int | None = None
-        """Most memory measured so far, of a replica whose granted memory is only an estimate."""
-        self._origin = origin
-        self.meter = LifeAccount(life.assigned_mono_ns)
-        self.oldest_inside_ns = oldest_inside_ns
-        self._priced_by: Prices | None = None
-        self._cost_per_us = 0
-
-    def measured(self, memory_bytes: int) -> None:
-        """Charge what was measured instead of an estimate, for the whole life."""
-        if self.measured_bytes is not None and memory_bytes > self.measured_bytes:
-            self.measured_bytes = memory_bytes
-            self.life = dataclasses.replace(self.life, memory_mib=records.mebibytes(memory_bytes))
-            self.lines = records.RequestLines(self.life, self._origin)
-            self._priced_by = None
-
-    def cost_per_us(self, prices: Prices) -> int:
-        """Return what a microsecond of this replica costs, cores and memory, over `COST_DENOMINATOR`."""
-        if prices is not self._priced_by:
-            self._priced_by = prices
-            self._cost_per_us = prices.cost_numerator(self.life.cores, self.life.memory_mib)
-        return self._cost_per_us
 
 
 class Accounts:
@@ -81,7 +41,8 @@ class Accounts:
         self._loop = asyncio.get_running_loop()
         self._checkpoint_interval_s = checkpoint_interval_s
         self._checkpoint_timer: asyncio.TimerHandle | None = None
-        self._accounts: dict[ReplicaId, _Account] = {}
+        self._machine_bytes = machine.memory_bytes()
+        self._accounts: dict[ReplicaId, Account] = {}
         self._prices: tuple[Prices, str] = (prices.entries[0], prices.entries[0].version)
         self._prices_from_ns = self._prices_until_ns = 0
         for entry in prices.entries:
@@ -111,18 +72,24 @@ class Accounts:
             assigned_mono_ns=info.assigned_ns,
             assigned_wall_ns=info.assigned_wall_ns,
             labels=dict(labels),
+            pid=info.pid,
         )
-        account = _Account(life, self._journal.origin, oldest_inside_ns)
-        account.measured_bytes = None if is_memory_known else 0
+        account = Account(
+            life,
+            self._journal.origin,
+            oldest_inside_ns,
+            is_memory_known=is_memory_known,
+            most_bytes=self._machine_bytes,
+        )
         self._accounts[info.id] = account
-        self._checkpoint(account)
+        self._checkpoint(account, is_looked_at=False)
         self.writer.flush()
         if self._checkpoint_timer is None:
             self._checkpoint_timer = self._loop.call_later(self._checkpoint_interval_s, self._checkpoint_all)
 
     def ready(self, replica_id: ReplicaId, at_ns: int) -> None:
         account = self._accounts[replica_id]
-        account.meter.ready(at_ns)
+        account.meter.ready(at_ns, self._clock.monotonic_ns())
         self._segment(account, "cold", at_ns)
 
     def measured(self, replica_id: ReplicaId, memory_bytes: int) -> None:
@@ -144,12 +111,12 @@ class Accounts:
         if account is None:
             return
         account.meter.exited(exited.at_ns, inside_since_ns)
-        self._segment(account, "drain", exited.at_ns, exit_reason=exited.reason.value)
+        self._segment(account, "drain", exited.at_ns, exited=exited)
 
     def busy_reported(self, replica_id: ReplicaId, at_ns: int, total_busy_ns: int) -> None:
         account = self._accounts.get(replica_id)
         if account is not None:
-            account.meter.busy_reported(at_ns, total_busy_ns)
+            account.meter.busy_reported(at_ns, total_busy_ns, self._clock.monotonic_ns())
 
     # Requests -------------------------------------------------------------------------------------------------------
 
@@ -158,7 +125,7 @@ class Accounts:
     ) -> Reply:
         """Put one answer on the books; `writer.release` writes it and lets it go."""
         account = self._accounts[replica.id]
-        share = account.meter.answered(usage)
+        share = account.meter.answered(usage, now_ns)
         wall_ns = self._clock.wall_ns()
         prices, version = self._prices_at(wall_ns)
         status = status_of_left(call)[0] if call.is_left else head.status
@@ -186,6 +153,13 @@ class Accounts:
         )
         self.writer.flush()
 
+    def checkpoint(self) -> None:
+        """Write the state of all open lives."""
+        if not self.writer.is_blocked:  # a later checkpoint says all that one in the buffer would: it must not grow
+            for account in self._accounts.values():
+                self._checkpoint(account)
+            self.writer.flush()
+
     def close(self) -> None:
         """Write the state of lives that are still open, and sync. Raise JournalError."""
         if self._checkpoint_timer is not None:
@@ -210,40 +184,18 @@ class Accounts:
         self._checkpoint_timer = None
         if not self._accounts:
             return
-        if not self.writer.is_blocked:  # a later checkpoint says all that one in the buffer would: it must not grow
-            for account in self._accounts.values():
-                self._checkpoint(account)
-            self.writer.flush()
+        self.checkpoint()
         self._checkpoint_timer = self._loop.call_later(self._checkpoint_interval_s, self._checkpoint_all)
 
-    def _checkpoint(self, account: _Account) -> None:
-        now_ns = self._clock.monotonic_ns()
-        parts = account.meter.parts(now_ns, account.oldest_inside_ns())
+    def _checkpoint(self, account: Account, *, is_looked_at: bool = True) -> None:
         self._journal.append(
-            records.checkpoint(account.life, self._journal.origin, parts, mono_ns=now_ns, wall_ns=self._clock.wall_ns())
+            account.checkpoint(self._clock.monotonic_ns(), self._clock.wall_ns(), is_looked_at=is_looked_at)
         )
 
     def _segment(
-        self,
-        account: _Account,
-        part: str,
-        at_ns: int,
-        inside_since_ns: int | None = None,
-        exit_reason: str | None = None,
+        self, account: Account, part: str, at_ns: int, inside_ns: int | None = None, exited: Exited | None = None
     ) -> None:
-        """Record that a part of the life closed at `at_ns`, which may be a moment ago."""
-        self._journal.append(
-            records.segment(
-                account.life,
-                self._journal.origin,
-                account.meter.parts(at_ns, inside_since_ns),
-                part=part,
-                mono_ns=at_ns,
-                wall_ns=self._clock.wall_ns(),
-                exit_reason=exit_reason,
-                estimated=account.meter.estimated,
-            )
-        )
+        self._journal.append(account.segment(part, at_ns, self._clock.wall_ns(), inside_ns, exited))
         self.writer.flush()
 
 
@@ -255,7 +207,7 @@ def status_of_left(call: Call) -> tuple[int, str]:
 
 
 def _request_line(
-    account: _Account,
+    account: Account,
     call: Call,
     usage: Usage,
     share: Share,
@@ -280,7 +232,7 @@ def _request_line(
         queue_us=(call.dispatched_ns - call.received_ns) // NS_PER_US,
         cold_us=share.cold_us,
         busy_us=share.busy_us,
-        infer_us=usage.infer_ns // NS_PER_US,
+        infer_us=min(usage.infer_ns, mono_ns - call.dispatched_ns) // NS_PER_US,
         bytes_in=len(call.body),
         bytes_out=bytes_out,
         cold=call.is_cold,

@@ -7,6 +7,10 @@ Times come in as nanoseconds of one monotonic clock: CLOCK_MONOTONIC of the mach
 driver whose replicas run elsewhere translates first. They go out as whole microseconds. The parts are laid end to end
 in the order cold, billed, lost, drain, idle, and each border is floored: so every part is right to the microsecond and
 all of them sum to the floored length of life, at any time. Request shares are differences of the same borders.
+
+What a replica reports is a claim: user code runs beside the meter. Every claim is bounded by what the platform saw, its
+own clock first, so that no claim can lengthen a life, shorten a bill or move time between lives; what had to be bounded
+is marked (`LifeAccount.bounded`).
 """
 
 from __future__ import annotations
@@ -47,7 +51,8 @@ class LifeAccount:
     """The account of one replica's life. Owned by the event loop of the writer that records this life.
 
     Calls may come late, but not after `exited`. Order: (`answered` | `busy_reported`)* between `ready` and `exited`,
-    `drain` at any time. Whatever the figures, parts are never negative and always sum to life.
+    `drain` at any time. Whatever the figures, parts are never negative and always sum to life. `now_ns` is the
+    platform's own clock: nothing that a replica reports can have happened later.
     """
 
     __slots__ = (
@@ -61,12 +66,15 @@ class LifeAccount:
         "_ready_ns",
         "_reported_ns",
         "_seen_ns",
+        "bounded",
         "estimated",
     )
 
     def __init__(self, assigned_ns: int) -> None:
         self.estimated = False
         """The busy time up to the exit was not reported but deduced from what was inside."""
+        self.bounded = False
+        """The replica reported a figure that cannot be; it was bounded by what can."""
         self._assigned_ns = assigned_ns
         self._seen_ns = assigned_ns
         self._ready_ns: int | None = None
@@ -78,38 +86,45 @@ class LifeAccount:
         self._billed_ns = 0
         self._cold_given = False
 
-    def ready(self, at_ns: int) -> None:
+    def ready(self, at_ns: int, now_ns: int) -> None:
         """The model is loaded (`events.Ready.at_ns`): cold ends. Only the first call counts."""
         if self._ready_ns is None:
-            self._ready_ns = self._reported_ns = max(at_ns, self._assigned_ns)
+            at_ns = self._possible(at_ns, now_ns)
+            self._ready_ns = self._reported_ns = at_ns
             self._seen(at_ns)
 
-    def answered(self, usage: Usage) -> Share:
+    def answered(self, usage: Usage, now_ns: int) -> Share:
         """A request's usage arrived: answer or error, and even if its client has left. Return what it pays.
 
         After `exited` there is nothing left to share: the share is zero.
         """
         if self._exit_ns is not None:
             return Share(0, 0)
-        self.ready(usage.entered_ns)
-        self.busy_reported(usage.left_ns, usage.total_busy_ns)
+        self.ready(usage.entered_ns, now_ns)
+        self.busy_reported(usage.left_ns, usage.total_busy_ns, now_ns)
         cold_ns = self._cold_ns(self._seen_ns)
         before_us = (cold_ns + self._billed_ns) // NS_PER_US
-        self._billed_ns = min(self._billed_ns + usage.share_ns, self._busy_ns)
+        billed_ns = min(self._billed_ns + max(0, usage.share_ns), self._busy_ns)
+        if billed_ns != self._billed_ns + usage.share_ns:
+            self.bounded = True
+        self._billed_ns = billed_ns
         busy_us = (cold_ns + self._billed_ns) // NS_PER_US - before_us
         if self._cold_given:
             return Share(busy_us, 0)
         self._cold_given = True
         return Share(busy_us, cold_ns // NS_PER_US)
 
-    def busy_reported(self, at_ns: int, total_busy_ns: int) -> None:
+    def busy_reported(self, at_ns: int, total_busy_ns: int, now_ns: int) -> None:
         """The replica told its cumulative busy time (`Stats`, `Drained`): so work that never answered is seen too."""
         if self._exit_ns is not None or self._ready_ns is None:
             return
+        at_ns = self._possible(at_ns, now_ns)
         self._seen(at_ns)
-        grown_ns = min(total_busy_ns, at_ns - self._ready_ns) - self._busy_ns
-        if grown_ns > 0:
-            self._add_busy(at_ns, grown_ns)
+        possible_ns = max(0, min(total_busy_ns, at_ns - self._ready_ns))
+        if possible_ns != total_busy_ns or possible_ns < self._busy_ns:
+            self.bounded = True
+        if possible_ns > self._busy_ns:
+            self._add_busy(at_ns, possible_ns - self._busy_ns)
         self._reported_ns = max(self._reported_ns, at_ns)
 
     def drain(self, at_ns: int) -> None:
@@ -129,13 +144,17 @@ class LifeAccount:
             self.estimated = True
         self._exit_ns = self._seen_ns
 
+    def until_ns(self, now_ns: int) -> int:
+        """Return the instant up to which `parts(now_ns)` counts: the exit, or the latest instant known by then."""
+        return self._exit_ns if self._exit_ns is not None else max(now_ns, self._seen_ns)
+
     def parts(self, now_ns: int, inside_since_ns: int | None = None) -> Parts:
         """Return the parts of life up to `now_ns` (up to the exit, once there was one).
 
         `inside_since_ns` as in `exited`: what is inside now counts as lost until it answers, so that a crash closes
         the life truthfully at its last checkpoint.
         """
-        end_ns = self._exit_ns if self._exit_ns is not None else max(now_ns, self._seen_ns)
+        end_ns = self.until_ns(now_ns)
         busy_ns, busy_drain_ns = self._busy_ns, self._busy_drain_ns
         if self._exit_ns is None:
             start_ns = self._unreported_since(inside_since_ns)
@@ -169,6 +188,13 @@ class LifeAccount:
         self._busy_ns += busy_ns
         if self._drain_ns is not None:
             self._busy_drain_ns += min(busy_ns, max(0, until_ns - self._drain_ns))
+
+    def _possible(self, at_ns: int, now_ns: int) -> int:
+        """Return a reported time, or the nearest one that can be: within this life, and not in the future."""
+        possible_ns = max(self._assigned_ns, min(at_ns, now_ns))
+        if possible_ns != at_ns:
+            self.bounded = True
+        return possible_ns
 
     def _seen(self, at_ns: int) -> None:
         self._seen_ns = max(self._seen_ns, at_ns)

@@ -14,6 +14,7 @@ from zlib import crc32
 import orjson
 
 from billing.attribute import Parts
+from billing.machine import MachineState
 from billing.prices import Prices
 
 VERSION = 1
@@ -47,6 +48,18 @@ class Life:
     assigned_mono_ns: int
     assigned_wall_ns: int
     labels: dict[str, str] = field(default_factory=dict)
+    pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What the kernel counted of a replica's process. It is held against what is charged; nothing is charged by it."""
+
+    cpu_us: int
+    peak_rss_mib: int
+    """High-water mark of what it had mapped and present, shared pages included; rounded down."""
+    anon_mib: int | None = None
+    """Anonymous memory when it was looked at, pages shared with the zygote included; rounded down. None at the end."""
 
 
 def mebibytes(size_bytes: int) -> int:
@@ -129,9 +142,19 @@ class RequestLines:
         return _sealed(self._head + b"," + rest[1:-1])
 
 
-def checkpoint(life: Life, origin: Origin, parts: Parts, *, mono_ns: int, wall_ns: int) -> bytes:
+def checkpoint(
+    life: Life,
+    origin: Origin,
+    parts: Parts,
+    *,
+    mono_ns: int,
+    wall_ns: int,
+    bounded: bool = False,
+    used: Used | None = None,
+) -> bytes:
     """Return the state of an open life. The first is written at assignment, so that a crash can close it."""
-    return encode(_life_record("checkpoint", f"{life.replica}@{mono_ns}", life, origin, parts, mono_ns, wall_ns))
+    record = _life_record("checkpoint", f"{life.replica}@{mono_ns}", life, origin, parts, mono_ns, wall_ns)
+    return encode(record | _doubts(bounded, used))
 
 
 def segment(
@@ -144,15 +167,26 @@ def segment(
     wall_ns: int,
     exit_reason: str | None = None,
     estimated: bool = False,
+    bounded: bool = False,
+    used: Used | None = None,
 ) -> bytes:
     """Return the record written when a part of a life closes: `part` is `cold`, `run` or `drain`.
 
     `parts` is cumulative from assignment to `mono_ns`. `exit_reason` (an `events.ExitReason`) is given exactly in the
-    last one, whatever its part: it closes the life. `estimated`: `LifeAccount.estimated`.
+    last one, whatever its part: it closes the life. `estimated`, `bounded`: as in `LifeAccount`.
     """
     record = _life_record("segment", f"{life.replica}/{part}", life, origin, parts, mono_ns, wall_ns)
     record |= {"part": part, "exit_reason": exit_reason, "estimated": estimated}
-    return encode(record)
+    return encode(record | _doubts(bounded, used))
+
+
+def machine(state: MachineState, origin: Origin, *, mono_ns: int, wall_ns: int, ended: bool = False) -> bytes:
+    """Return how the machine's time was used up to `mono_ns`: written at start, now and then, and at the end.
+
+    `ended`: the platform closed its books; without that it was killed, or goes on.
+    """
+    head = _head("machine", f"{origin.writer}@{mono_ns}", origin, mono_ns, wall_ns)
+    return encode(head | state._asdict() | {"ended": ended})
 
 
 def price(prices: Prices, origin: Origin, *, mono_ns: int, wall_ns: int) -> bytes:
@@ -232,5 +266,16 @@ def _life_record(
         "memory_mib": life.memory_mib,
         "assigned_mono_ns": life.assigned_mono_ns,
         "assigned_wall_ns": life.assigned_wall_ns,
+        "pid": life.pid,
         **parts._asdict(),
+    }
+
+
+def _doubts(bounded: bool, used: Used | None) -> dict[str, Any]:
+    """Return what an auditor holds against the parts of a life."""
+    return {
+        "bounded": bounded,
+        "cpu_us": used.cpu_us if used is not None else None,
+        "peak_rss_mib": used.peak_rss_mib if used is not None else None,
+        "anon_mib": used.anon_mib if used is not None else None,
     }

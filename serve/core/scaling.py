@@ -60,6 +60,10 @@ class Exited:
     signal: int | None
     message: str
     """One sentence for a person: what happened and, where known, the last words of its log."""
+    cpu_us: int | None = None
+    """Processor time the kernel counted of it, all threads; None where somebody else reaped it."""
+    peak_rss_bytes: int | None = None
+    """The kernel's high-water mark of its resident memory, shared pages included."""
 
 
 class ReplicaPool(Protocol):

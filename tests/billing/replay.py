@@ -84,7 +84,7 @@ class Recorded:
 
     def start(self, seconds: float) -> None:
         self.clock.advance(seconds)
-        self.account.ready(self.clock.monotonic_ns())
+        self.account.ready(self.clock.monotonic_ns(), self.clock.monotonic_ns())
         self._segment("cold")
 
     def serve(self, seconds: float, *, status: int = 200) -> str:
@@ -95,13 +95,13 @@ class Recorded:
 
     def answer(self, inside: Inside, *, status: int = 200) -> str:
         usage = self.metered.leave(inside)
-        return self.record(self.account.answered(usage), status)
+        return self.record(self.account.answered(usage, self.clock.monotonic_ns()), status)
 
     def probe(self, seconds: float) -> str:
         """An inference of the platform's own."""
         inside = self.metered.enter(2)
         self.clock.advance(seconds)
-        return self.record(self.account.answered(self.metered.leave(inside)), reason="probe")
+        return self.record(self.account.answered(self.metered.leave(inside), self.clock.monotonic_ns()), reason="probe")
 
     def record(self, share: Share, status: int = 200, id: str | None = None, reason: str | None = None) -> str:
         request_id = id or f"{self.journal.origin.writer}-{next(_numbers)}"

@@ -15,7 +15,7 @@ def started(cold_ms: int = 5) -> tuple[VirtualClock, LifeAccount, Metered]:
     clock = VirtualClock(1_000_000)
     account = LifeAccount(clock.monotonic_ns())
     clock.advance(cold_ms / 1000)
-    account.ready(clock.monotonic_ns())
+    account.ready(clock.monotonic_ns(), clock.monotonic_ns())
     return clock, account, Metered(clock)
 
 
@@ -30,8 +30,8 @@ def test_the_first_answered_request_bears_the_cold_start_and_no_other_does() -> 
     clock, account, replica = started(cold_ms=5)
     first, second = replica.enter(), replica.enter()
     clock.advance(0.002)
-    assert account.answered(replica.leave(second)).cold_us == 5000
-    assert account.answered(replica.leave(first)).cold_us == 0
+    assert account.answered(replica.leave(second), clock.monotonic_ns()).cold_us == 5000
+    assert account.answered(replica.leave(first), clock.monotonic_ns()).cold_us == 0
     assert account.parts(clock.monotonic_ns()).cold_us == 5000
 
 
@@ -39,8 +39,8 @@ def test_requests_inside_together_share_the_time_by_rows() -> None:
     clock, account, replica = started()
     one, three = replica.enter(rows=1), replica.enter(rows=3)
     clock.advance(0.004)
-    assert account.answered(replica.leave(one)).busy_us == 1000
-    assert account.answered(replica.leave(three)).busy_us == 3000
+    assert account.answered(replica.leave(one), clock.monotonic_ns()).busy_us == 1000
+    assert account.answered(replica.leave(three), clock.monotonic_ns()).busy_us == 3000
 
 
 def test_the_share_of_a_cancelled_batch_mate_is_lost_and_is_not_put_on_the_other() -> None:
@@ -49,7 +49,7 @@ def test_the_share_of_a_cancelled_batch_mate_is_lost_and_is_not_put_on_the_other
     clock.advance(0.002)
     replica.leave(cancelled)
     clock.advance(0.001)
-    assert account.answered(replica.leave(answered)).busy_us == 2000
+    assert account.answered(replica.leave(answered), clock.monotonic_ns()).busy_us == 2000
     assert account.parts(clock.monotonic_ns()) == Parts(5000, 2000, 1000, 0, 0)
 
 
@@ -58,7 +58,7 @@ def test_work_that_never_answered_is_lost_once_the_replica_reports_it() -> None:
     cancelled = replica.enter()
     clock.advance(0.003)
     replica.leave(cancelled)
-    account.busy_reported(clock.monotonic_ns(), replica.meter.total_busy_ns)
+    account.busy_reported(clock.monotonic_ns(), replica.meter.total_busy_ns, clock.monotonic_ns())
     clock.advance(0.001)
     assert account.parts(clock.monotonic_ns()) == Parts(5000, 0, 3000, 1000, 0)
 
@@ -70,7 +70,7 @@ def test_busy_wins_over_drain() -> None:
     clock.advance(0.002)
     account.drain(clock.monotonic_ns())
     clock.advance(0.003)
-    account.answered(replica.leave(inside))
+    account.answered(replica.leave(inside), clock.monotonic_ns())
     clock.advance(0.004)
     account.exited(clock.monotonic_ns(), None)
     assert account.parts(clock.monotonic_ns()) == Parts(5000, 5000, 0, 1000, 4000)
@@ -103,7 +103,7 @@ def test_a_stretch_that_was_reported_is_not_estimated_again_at_the_exit() -> Non
     replica.enter()
     answered = replica.enter()
     clock.advance(0.002)
-    account.answered(replica.leave(answered))
+    account.answered(replica.leave(answered), clock.monotonic_ns())
     clock.advance(0.001)
     account.exited(clock.monotonic_ns(), sent_ns)
     assert account.parts(clock.monotonic_ns()) == Parts(5000, 1000, 2000, 0, 0)
@@ -115,7 +115,7 @@ def test_what_is_inside_counts_as_lost_until_it_answers() -> None:
     inside = replica.enter()
     clock.advance(0.002)
     assert account.parts(clock.monotonic_ns(), sent_ns) == Parts(5000, 0, 2000, 0, 0)
-    account.answered(replica.leave(inside))
+    account.answered(replica.leave(inside), clock.monotonic_ns())
     assert account.parts(clock.monotonic_ns(), None) == Parts(5000, 2000, 0, 0, 0)
 
 
@@ -125,7 +125,7 @@ def test_a_usage_after_the_exit_shares_nothing() -> None:
     clock.advance(0.002)
     account.exited(clock.monotonic_ns(), inside.entered_ns)
     closed = account.parts(clock.monotonic_ns())
-    assert account.answered(replica.leave(inside)) == (0, 0)
+    assert account.answered(replica.leave(inside), clock.monotonic_ns()) == (0, 0)
     assert account.parts(clock.monotonic_ns()) == closed
 
 
@@ -134,7 +134,7 @@ def test_a_replica_that_claims_more_than_its_life_is_held_to_its_life() -> None:
     inside = replica.enter()
     clock.advance(0.002)
     usage = replica.leave(inside)._replace(share_ns=10**12, total_busy_ns=10**12)
-    assert account.answered(usage).busy_us == 2000
+    assert account.answered(usage, clock.monotonic_ns()).busy_us == 2000
     assert account.parts(clock.monotonic_ns()) == Parts(5000, 2000, 0, 0, 0)
 
 
@@ -169,7 +169,7 @@ class AnyLife(RuleBasedStateMachine):
     @precondition(lambda self: not self.is_ready)
     @rule()
     def becomes_ready(self) -> None:
-        self.account.ready(self.clock.monotonic_ns())
+        self.account.ready(self.clock.monotonic_ns(), self.clock.monotonic_ns())
         self.is_ready = self.is_reported = True
 
     @precondition(lambda self: self.is_ready)
@@ -183,7 +183,7 @@ class AnyLife(RuleBasedStateMachine):
     @rule(which=st.integers(0, 100))
     def request_answers(self, which: int) -> None:
         request = self.inside.pop(which % len(self.inside))
-        share = self.account.answered(self.replica.leave(request))
+        share = self.account.answered(self.replica.leave(request), self.clock.monotonic_ns())
         self.billed_us += share.busy_us
         self.cold_given_us += share.cold_us
         self.billed_ns += self.owed[id(request)]
@@ -202,7 +202,7 @@ class AnyLife(RuleBasedStateMachine):
     @rule()
     def replica_reports(self) -> None:
         now_ns = self.clock.monotonic_ns()
-        self.account.busy_reported(now_ns, self.replica.meter.busy_ns(now_ns))
+        self.account.busy_reported(now_ns, self.replica.meter.busy_ns(now_ns), now_ns)
         self.is_reported = True
 
     @rule()

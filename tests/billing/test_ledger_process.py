@@ -159,14 +159,14 @@ def test_a_hundred_thousand_requests_sum_to_the_life_they_used(journal: Journal,
     for number in range(100_000):
         clock.advance(0.000_031_7)
         usage = replica.metered.leave(inside.pop(0))
-        share = replica.account.answered(usage)
+        share = replica.account.answered(usage, clock.monotonic_ns())
         replica.record(share)
         if number % 100 == 0:
             journal.flush()
         inside.append(replica.metered.enter(rows=1 + number % 5))
     for request in inside:
         replica.metered.leave(request)
-    replica.account.busy_reported(clock.monotonic_ns(), replica.metered.meter.total_busy_ns)
+    replica.account.busy_reported(clock.monotonic_ns(), replica.metered.meter.total_busy_ns, clock.monotonic_ns())
     replica.record(Share(0, 0), status=502)
     replica.drain()
     replica.exit()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from billing import records
 from billing.attribute import Parts
+from billing.machine import MachineState
 from tests.billing.replay import PRICES
 
 ORIGIN = records.Origin("abcdefgh", "boot-1")
@@ -49,12 +50,13 @@ def every_line() -> dict[str, bytes]:
         "request": request_line(),
         "checkpoint": records.checkpoint(LIFE, ORIGIN, PARTS, mono_ns=9, wall_ns=9),
         "segment": records.segment(LIFE, ORIGIN, PARTS, part="run", mono_ns=9, wall_ns=9, exit_reason="drained"),
+        "machine": records.machine(MachineState(7, 2, 4096), ORIGIN, mono_ns=9, wall_ns=9),
         "price": records.price(PRICES, ORIGIN, mono_ns=9, wall_ns=9),
         "writer": records.writer(ORIGIN, ["old"], mono_ns=9, wall_ns=9),
     }
 
 
-@pytest.mark.parametrize("kind", ["request", "checkpoint", "segment", "price", "writer"])
+@pytest.mark.parametrize("kind", ["request", "checkpoint", "segment", "machine", "price", "writer"])
 def test_every_record_is_one_line_of_json_that_ends_in_its_checksum(kind: str) -> None:
     line = every_line()[kind]
     assert line.count(b"\n") == 1
