@@ -126,7 +126,8 @@ class Ledger:
                 self.connection.execute(_OFFSET, (writer, segment, max(offset, taken)))
                 self.connection.execute("COMMIT")
             except BaseException:
-                self.connection.execute("ROLLBACK")
+                if self.connection.in_transaction:  # a full disk has rolled back already
+                    self.connection.execute("ROLLBACK")
                 raise
         return count
 

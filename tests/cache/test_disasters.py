@@ -44,7 +44,7 @@ def test_killed_at_any_step_the_store_shows_only_whole_models_and_works_on(tmp_p
     assert min(steps.values()) >= 8
 
 
-def _may_mount() -> bool:
+def may_mount() -> bool:
     unshare = shutil.which("unshare")
     if unshare is None:
         return False
@@ -53,7 +53,7 @@ def _may_mount() -> bool:
 
 
 def test_a_full_disk_is_said_and_leaves_no_half_file(tmp_path: Path) -> None:
-    if not _may_mount():
+    if not may_mount():
         pytest.skip("this machine does not let a test mount a file system of its own")
     _run(["unshare", "-rm", "sh", "-c", _MOUNT, "sh", str(tmp_path), sys.executable])
 
