@@ -97,7 +97,7 @@ class Registry:
         """Wait for a write that runs, then close the file."""
         self._writer.shutdown()
         if self._connection is not None:
-            self._connection.close()
+            database.close(self._connection, self._path)
             self._connection = None
 
     def get(self, name: str) -> Deployment:
