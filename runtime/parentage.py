@@ -42,6 +42,15 @@ def die_with(parent_pid: int) -> None:
         raise Orphaned(f"parent is {os.getppid()}, not {parent_pid}")
 
 
+def wait_until_reported(pipe: int) -> None:
+    """Wait for the byte that says that the driver knows this process; close the pipe. Raise Orphaned if none comes."""
+    try:
+        if not os.read(pipe, 1):
+            raise Orphaned("the process in between died before anybody heard of this one")
+    finally:
+        os.close(pipe)
+
+
 def wait_for_parent(parent_pid: int, between_pid: int) -> None:
     """Wait until the process between us and `parent_pid` has ended, so that we are the subreaper's own child.
 

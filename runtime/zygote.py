@@ -5,12 +5,16 @@ environment that keeps libraries from starting threads. One SOCK_SEQPACKET socke
 
 - zygote → driver, once: `{"ready": true}`, or `{"error": sentence}` and exit status 3
 - driver → zygote: `{"number", "replica_id", "name", "ordered_ns"}` and two descriptors: the replica's socket, its log
-- → driver, in any order: `{"number", "pid"}`, or `{"number", "error"}`
+- → driver, in any order: `{"number", "pid"}`, or `{"number", "error"}`, or `{"number", "died"}`: try again
 
 A replica is a grandchild: its parent, the process in between, reports its pid and exits, and the platform (a child
-subreaper) inherits it. So the zygote may die without its replicas, and the platform reads their exit status. The
-driver that sees end-of-file on the control socket knows that no report is still to come, because every process
-between zygote and replica holds the other end. What the replica is to load comes on its own socket.
+subreaper) inherits it. So the zygote may die without its replicas, and the platform reads their exit status. What the
+replica is to load comes on its own socket.
+
+Two promises make every death on the way harmless. A replica touches nothing before its pid was reported: one whose
+parent died first leaves, so that the same order may be carried out again. And whoever holds the control socket is in
+the zygote's session: a driver that sees its end knows that no report is still to come, and can bring it about by
+killing that session.
 """
 
 from __future__ import annotations
@@ -39,7 +43,8 @@ EXIT_UNFIT = 3
 EXIT_ORPHANED = 4
 EXIT_BROKEN = 70
 """The worker raised what it should have handled (sysexits.h: EX_SOFTWARE)."""
-_SOCKET_FD = 3
+_FIRST_FD = 3
+"""Above stdin, stdout and stderr."""
 
 
 class Unfit(Exception):
@@ -144,7 +149,7 @@ def _fork(control: socket.socket, command: Command, platform_pid: int) -> None:
         _fork_replica(control, command, platform_pid)
     _, status = os.waitpid(between, 0)
     if status != 0:
-        raise OSError(f"the process between zygote and replica ended with wait status {status}")
+        _tell(control, {"number": command.number, "died": f"the process in between ended with wait status {status}"})
 
 
 def _fork_replica(control: socket.socket, command: Command, platform_pid: int) -> NoReturn:
@@ -152,11 +157,13 @@ def _fork_replica(control: socket.socket, command: Command, platform_pid: int) -
     status = 1
     try:
         between = os.getpid()
+        reported, report = os.pipe()
         pid = os.fork()
         if pid == 0:
             control.detach()
-            _become_replica(command, platform_pid, between)
+            _become_replica(command, platform_pid, between, reported)
         _tell(control, {"number": command.number, "pid": pid})
+        os.write(report, b"!")
         status = 0
     except OSError as error:
         _tell(control, {"number": command.number, "error": f"cannot fork: {error}"})
@@ -165,13 +172,14 @@ def _fork_replica(control: socket.socket, command: Command, platform_pid: int) -
         os._exit(status)
 
 
-def _become_replica(command: Command, platform_pid: int, between_pid: int) -> NoReturn:
+def _become_replica(command: Command, platform_pid: int, between_pid: int, reported: int) -> NoReturn:
     """In the replica: keep only what is its own, work, exit. Never returns into the zygote's code."""
     status = EXIT_BROKEN
     try:
-        os.setsid()
-        sock = _keep_own_descriptors(command)
+        sock = _keep_own_descriptors(command, reported)
         parentage.reseed()
+        parentage.wait_until_reported(reported)
+        os.setsid()
         parentage.wait_for_parent(platform_pid, between_pid)
         parentage.die_with(platform_pid)
         status = sys.modules["runtime.worker"].run(sock, started_ns=command.ordered_ns)
@@ -188,14 +196,15 @@ def _become_replica(command: Command, platform_pid: int, between_pid: int) -> No
         os._exit(status)
 
 
-def _keep_own_descriptors(command: Command) -> socket.socket:
-    """Leave stdin (empty), stdout and stderr (the log) and the socket; close everything else."""
+def _keep_own_descriptors(command: Command, reported: int) -> socket.socket:
+    """Leave stdin (empty), stdout and stderr (the log), the socket and `reported`; close everything else."""
     os.dup2(command.log_fd, 1)
     os.dup2(command.log_fd, 2)
-    fd = command.socket_fd
-    os.closerange(_SOCKET_FD, fd)
-    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
-    return socket.socket(fileno=fd)
+    lower, higher = sorted((command.socket_fd, reported))
+    os.closerange(_FIRST_FD, lower)
+    os.closerange(lower + 1, higher)
+    os.closerange(higher + 1, os.sysconf("SC_OPEN_MAX"))
+    return socket.socket(fileno=command.socket_fd)
 
 
 def _tell(control: socket.socket, message: dict[str, Any]) -> None:

@@ -49,7 +49,10 @@ class Driver(Protocol):
         """Order it to finish and exit (DRAIN frame)."""
 
     def kill(self, replica_id: ReplicaId, reason: ExitReason) -> None:
-        """Kill its whole session now; `replica_exited` will carry `reason`. Does nothing once it is gone."""
+        """Kill its whole session now; `replica_exited` will carry `reason`. Does nothing once it is gone.
+
+        While `start` runs, the replica is killed as soon as it is there.
+        """
 
     async def close(self) -> None:
         """Kill what still runs and end helper processes. Returns when all are reaped."""

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autoscaler.drivers.base import DriverError
 
@@ -38,6 +38,9 @@ class ExitStatus:
 
     code: int | None
     signal: int | None
+    cpu_us: int | None = field(default=None, compare=False)
+    """What the kernel counted: user and system time of it and of its children that it reaped."""
+    peak_rss_bytes: int | None = field(default=None, compare=False)
 
 
 def become_subreaper() -> None:
@@ -85,11 +88,14 @@ class ChildProcess:
     stranger.
     """
 
-    def __init__(self, pid: int, *, owns_session: bool = True) -> None:
+    def __init__(self, pid: int, *, session_grace_s: float = 0.0) -> None:
+        """`session_grace_s`: how long what it leaves behind in its session may outlive it."""
         self.pid = pid
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[ExitStatus] = self._loop.create_future()
-        self._owns_session = owns_session
+        self._session_grace_s = session_grace_s
+        self._owns_session = True
+        self._grace: asyncio.TimerHandle | None = None
         self._tries = 0
         self._pidfd = os.pidfd_open(pid)
         self._loop.add_reader(self._pidfd, self._ended)
@@ -104,21 +110,45 @@ class ChildProcess:
         return bool(poll.poll(0))
 
     def kill(self) -> None:
-        """Kill it and its whole session. Does nothing once it is gone."""
+        """Kill it and, now or when their grace is over, its whole session. Does nothing once it is gone."""
         if self._pidfd < 0:
             return
-        if self._owns_session:
+        if not self._session_grace_s:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
         # It may not have made its session yet, so that the group is not there.
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
+    def release_session(self) -> None:
+        """Whoever is in its session still is somebody else's: kill nobody but the process itself."""
+        self._owns_session = False
+        if self._grace is not None:
+            self._grace.cancel()
+            self._end_session()
+
+    def reap_session(self) -> None:
+        """Reap those of its session, itself excepted, that are our children and have ended."""
+        with contextlib.suppress(ChildProcessError):
+            while self._pidfd >= 0:
+                ended = os.waitid(os.P_PGID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if ended is None or ended.si_pid == self.pid:
+                    return
+                os.waitid(os.P_PID, ended.si_pid, os.WEXITED | os.WNOHANG)
+
     def _ended(self) -> None:
-        """The process is a zombie: end what it left in its session, then reap."""
+        """The process is a zombie."""
         if self._pidfd < 0:
             return
         self._loop.remove_reader(self._pidfd)
+        if self._session_grace_s and self._owns_session:
+            self._grace = self._loop.call_later(self._session_grace_s, self._end_session)
+        else:
+            self._end_session()
+
+    def _end_session(self) -> None:
+        """End what the process left in its session, then reap."""
+        self._grace = None
         if self._owns_session:
             # While the zombie stands, its group id is nobody else's.
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -126,28 +156,27 @@ class ChildProcess:
         status = self._reap()
         if status is None:
             self._tries += 1
-            self._loop.call_later(_RETRY_S, self._ended_again)
+            self._loop.call_later(_RETRY_S, self._end_session)
             return
         os.close(self._pidfd)
         self._pidfd = -1
         self._tries = 0
         self._reap_group(status)
 
-    def _ended_again(self) -> None:
-        self._loop.add_reader(self._pidfd, self._ended)
-
     def _reap(self) -> ExitStatus | None:
         """Return how it ended; None where it cannot be reaped yet."""
         try:
-            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             # It ended before the process between it and us did: it becomes ours any moment, or it was another's.
             return None if self._tries < _RETRIES else ExitStatus(None, None)
         if result is None:
             return None
-        if result.si_code == os.CLD_EXITED:
-            return ExitStatus(result.si_status, None)
-        return ExitStatus(None, result.si_status)
+        # Only `wait4` tells what it used. While the zombie stands, its pid is nobody else's.
+        _, _, used = os.wait4(self.pid, 0)
+        cpu_us = round((used.ru_utime + used.ru_stime) * 1_000_000)
+        code, number = (result.si_status, None) if result.si_code == os.CLD_EXITED else (None, result.si_status)
+        return ExitStatus(code, number, cpu_us, used.ru_maxrss * 1024)
 
     def _reap_group(self, status: ExitStatus) -> None:
         """Reap what the process left behind: orphans below us are our children, and they were killed."""
@@ -172,10 +201,10 @@ class Children:
     def __init__(self) -> None:
         self._alive: set[ChildProcess] = set()
 
-    def adopt(self, pid: int, *, owns_session: bool = True) -> ChildProcess:
+    def adopt(self, pid: int, *, session_grace_s: float = 0.0) -> ChildProcess:
         """Watch a child. Where that is impossible (no descriptor is free) it is killed: raise OSError."""
         try:
-            process = ChildProcess(pid, owns_session=owns_session)
+            process = ChildProcess(pid, session_grace_s=session_grace_s)
         except OSError:
             os.kill(pid, signal.SIGKILL)
             self._bury(pid, _RETRIES)

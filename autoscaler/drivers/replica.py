@@ -96,6 +96,8 @@ class ReplicaLife:
         self._process, self._link = process, link
         if self._replicas.is_closed:
             self.kill(ExitReason.STOPPED)
+        elif self._kill_reason is not None:
+            process.kill()
         self._loop.call_soon(self._deliver_early)
         process.exited.add_done_callback(self._process_ended)
 
@@ -109,10 +111,11 @@ class ReplicaLife:
             self._link.send(pack(Kind.DRAIN))
 
     def kill(self, reason: ExitReason) -> None:
-        if self._process is None or self._process.is_over:
+        if self._process is not None and self._process.is_over:
             return
         self._kill_reason = self._kill_reason or reason
-        self._process.kill()
+        if self._process is not None:
+            self._process.kill()
 
     # FrameReceiver
 
@@ -169,7 +172,10 @@ class ReplicaLife:
         message = self._message(reason, self._status)
         self._replicas.forget(self.id)
         now_ns = self._replicas.clock.monotonic_ns()
-        self._observer.replica_exited(Exited(self.id, reason, now_ns, self._status.code, self._status.signal, message))
+        status = self._status
+        self._observer.replica_exited(
+            Exited(self.id, reason, now_ns, status.code, status.signal, message, status.cpu_us, status.peak_rss_bytes)
+        )
 
     def _reason(self, status: ExitStatus) -> ExitReason:
         if self._kill_reason is not None:

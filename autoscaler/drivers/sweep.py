@@ -18,19 +18,28 @@ from autoscaler.drivers.environment import HOME_VARIABLE
 
 log = logging.getLogger(__name__)
 _DEATH_S = 2.0
+_QUIET_LOOKS = 2
+_PAUSE_S = 0.002
 
 
 def sweep(home: Path, *, keep_children: bool = True) -> list[int]:
     """Kill every process that shows this home's mark, ourselves excepted; return the pids when they are dead.
 
-    `keep_children` spares our own children. Blocks for as long as killed processes take to end, 2 seconds at most.
+    `keep_children` spares our own children. Looks again until nothing is found twice: a process that forks or executes
+    another program at the moment of the look shows no mark, or not yet. Blocks for as long as that and the ends of
+    killed processes take, 2 seconds each at most.
     """
     mark = f"{HOME_VARIABLE}={home}".encode()
     killed: dict[int, int] = {}
+    deadline, quiet = time.monotonic() + _DEATH_S, 0
     try:
-        for entry in os.scandir("/proc"):
-            if entry.name.isdecimal() and _is_ours(entry.name, mark, keep_children):
-                _kill(int(entry.name), mark, keep_children, killed)
+        while quiet < _QUIET_LOOKS and time.monotonic() < deadline:
+            known = len(killed)
+            for entry in os.scandir("/proc"):
+                if entry.name.isdecimal() and int(entry.name) not in killed:
+                    _kill(int(entry.name), mark, keep_children, killed)
+            quiet = quiet + 1 if len(killed) == known else 0
+            time.sleep(_PAUSE_S)
         _wait_for(killed)
         for pidfd in killed.values():
             with contextlib.suppress(ChildProcessError):  # not ours to reap
@@ -44,6 +53,8 @@ def sweep(home: Path, *, keep_children: bool = True) -> list[int]:
 
 
 def _kill(pid: int, mark: bytes, keep_children: bool, killed: dict[int, int]) -> None:
+    if not _is_ours(str(pid), mark, keep_children):
+        return
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -23,6 +23,13 @@ from autoscaler.drivers.replica import ReplicaLog
 log = logging.getLogger(__name__)
 
 READY_S = 60.0
+"""A zygote that has not imported everything by then is replaced."""
+SILENT_S = 5.0
+"""A zygote that answers no command for so long hangs, and is replaced."""
+FORK_S = 20.0
+"""Longest time until some zygote carries a command out."""
+SESSION_GRACE_S = 1.0
+"""How long what a dead zygote was forking has to report itself."""
 MAX_MESSAGE_BYTES = 65536
 MAX_OUTSTANDING = 16
 """Commands in the zygote's socket at a time: far below what the kernel queues."""
@@ -52,6 +59,7 @@ class Fork:
             self._done(None)
             raise
         self.tries = 0
+        self.is_wanted = True
         self.process: asyncio.Future[ChildProcess] = asyncio.get_running_loop().create_future()
         self.process.add_done_callback(self._done)
 
@@ -60,8 +68,11 @@ class Fork:
             self.process.set_exception(DriverError(sentence))
 
     def give_up(self) -> None:
-        """Nobody wants the replica any more: kill it as soon as it is there."""
+        """Nobody wants the replica any more: do not begin, or kill it as soon as it is there."""
+        self.is_wanted = False
         self.process.add_done_callback(_kill_unwanted)
+        if not self.tries:
+            self.fail("called off")
 
     def _done(self, _: object) -> None:
         for descriptor in self.descriptors:
@@ -88,7 +99,11 @@ class Zygote:
         self._born_s = 0.0
         self._backoff_s = FIRST_BACKOFF_S
         self._respawn: asyncio.TimerHandle | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
         self._sentence = ""
+        """What this zygote said, or we know, of its end."""
+        self._last_end = ""
+        """Why the zygote before this one ended, or could not begin."""
         self._waiting: deque[Fork] = deque()
         self._outstanding: dict[int, Fork] = {}
         self._children = Children()
@@ -116,6 +131,8 @@ class Zygote:
             fork.fail(_CLOSING)
             return
         self._waiting.append(fork)
+        deadline = asyncio.get_running_loop().call_later(FORK_S, self._too_late, fork)
+        fork.process.add_done_callback(lambda _: deadline.cancel())
         self._send()
 
     async def close(self) -> None:
@@ -124,8 +141,8 @@ class Zygote:
         if self._respawn is not None:
             self._respawn.cancel()
         for fork in (*self._waiting, *self._outstanding.values()):
-            fork.give_up()
             fork.fail(_CLOSING)
+            fork.give_up()
         if self._process is not None:
             self._process.kill()
         if self._ended is not None:
@@ -145,6 +162,7 @@ class Zygote:
             return
         self._ended = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(self._control, self._receive)
+        self._watch(READY_S)
 
     def _execute(self) -> tuple[ChildProcess, socket.socket]:
         """Return a new zygote's process and our end of its socket. Raise OSError, DriverError."""
@@ -155,8 +173,8 @@ class Zygote:
         try:
             with theirs, contextlib.closing(ReplicaLog(self._log_file)) as self._log:
                 pid = spawn("runtime.zygote", arguments, environment, self._log.fd, [theirs.fileno()])
-            # Its session may hold a replica that has not made its own yet: that one outlives it.
-            return self._children.adopt(pid, owns_session=False), ours
+            # Its session holds what it is just forking, which may still report itself and outlive it.
+            return self._children.adopt(pid, session_grace_s=SESSION_GRACE_S), ours
         except BaseException:
             ours.close()
             raise
@@ -172,6 +190,8 @@ class Zygote:
                 except OSError:  # it has died: the end of the socket is about to be read
                     return
                 fork.tries += 1
+                if not self._outstanding:
+                    self._watch(SILENT_S)
                 self._outstanding[fork.number] = fork
             self._waiting.popleft()
 
@@ -192,12 +212,15 @@ class Zygote:
     def _message(self, message: dict[str, object]) -> None:
         number, pid = message.get("number"), message.get("pid")
         fork = self._outstanding.pop(number, None) if isinstance(number, int) else None
+        self._watch(SILENT_S if self._outstanding else None)
         if message.get("ready"):
-            self._is_ready = True
+            self._is_ready, self._last_end = True, ""
             if self._opened is not None and not self._opened.done():
                 self._opened.set_result(None)
         elif isinstance(pid, int):
             self._made(fork, pid)
+        elif "died" in message:
+            self._stillborn(fork, str(message["died"]))
         elif fork is not None:
             fork.fail(f"the zygote could not start the replica: {message.get('error')}")
         else:
@@ -216,8 +239,45 @@ class Zygote:
         else:
             fork.process.set_result(process)
 
+    def _stillborn(self, fork: Fork | None, why: str) -> None:
+        """Nobody heard of the replica, so there is none: it leaves by itself, and is ours to reap."""
+        assert self._process is not None
+        for delay_s in _STILLBORN_S:
+            asyncio.get_running_loop().call_later(delay_s, self._process.reap_session)
+        if fork is not None:
+            self._again(fork, why)
+
+    def _again(self, fork: Fork, why: str) -> None:
+        """What should have carried the command out died: give it to the next, unless that happened too often."""
+        if not fork.is_wanted:
+            fork.fail("called off")
+        elif fork.tries < MAX_TRIES:
+            self._waiting.appendleft(fork)
+        else:
+            fork.fail(f"the replica's start failed {MAX_TRIES} times ({why}): see {self._log_file}")
+
+    def _too_late(self, fork: Fork) -> None:
+        why = self._last_end or "it does not answer; is the machine overloaded?"
+        fork.fail(f"no zygote forked the replica within {FORK_S:.0f} s ({why}): see {self._log_file}")
+
+    def _watch(self, silent_s: float | None) -> None:
+        """Replace this zygote unless something is heard of it in so many seconds. None: nothing is expected."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self._watchdog = None
+        if silent_s is not None:
+            self._watchdog = asyncio.get_running_loop().call_later(silent_s, self._hangs, silent_s)
+
+    def _hangs(self, silent_s: float) -> None:
+        self._watchdog = None
+        self._sentence = f"it said nothing for {silent_s:.0f} s and was killed"
+        if self._process is not None:
+            # The end of its socket follows, and with it the next zygote.
+            self._process.kill()
+
     def _hang_up(self) -> None:
         self._is_ready = False
+        self._watch(None)
         if self._control is not None:
             asyncio.get_running_loop().remove_reader(self._control)
             self._control.close()
@@ -229,27 +289,28 @@ class Zygote:
         """The zygote is gone, and no report of it is still to come."""
         if self._process is not None:
             self._process.kill()
+            # What it forked has been reported, or has left.
+            self._process.release_session()
             self._process = None
         if self._is_closed:
             return
+        words = self._log.last_words() if self._log is not None else ""
+        self._last_end = self._sentence or words or "it said nothing"
         if self._opened is not None and not self._opened.done():
-            words = self._sentence or (self._log.last_words() if self._log is not None else "")
-            self._opened.set_exception(DriverError(f"the zygote did not start: {words or 'it said nothing'}"))
+            self._opened.set_exception(DriverError(f"the zygote did not start: {self._last_end}"))
             return
         for fork in reversed(self._outstanding.values()):
-            if fork.tries < MAX_TRIES:
-                self._waiting.appendleft(fork)
-            else:
-                fork.fail(f"the zygote died {MAX_TRIES} times when it should start this replica: see {self._log_file}")
+            self._again(fork, f"the zygote died: {self._last_end}")
         self._outstanding.clear()
         loop = asyncio.get_running_loop()
         if loop.time() - self._born_s >= LONG_LIFE_S:
             self._backoff_s = FIRST_BACKOFF_S
-        log.error("the zygote died: starting another", extra={"in_s": self._backoff_s, "why": self._sentence})
+        log.error("the zygote died: starting another", extra={"in_s": self._backoff_s, "why": self._last_end})
         self._respawn = loop.call_later(self._backoff_s, self._spawn)
         self._backoff_s = min(self._backoff_s * 2, LONGEST_BACKOFF_S)
 
 
+_STILLBORN_S = (0.01, 0.1, 1.0)
 _CLOSING = "the driver is closed: the platform is shutting down"
 
 

@@ -45,7 +45,7 @@ async def test_kill_reaches_the_whole_session() -> None:
 
 
 async def test_a_process_without_a_session_of_its_own_is_killed_alone() -> None:
-    process = ChildProcess(shell("sleep 600", setsid=False))
+    process = ChildProcess(shell("exec sleep 600", setsid=False))
     process.kill()
     assert (await process.exited).signal == signal.SIGKILL
 
