@@ -69,5 +69,5 @@ def load_price_book(path: Path | None = None) -> PriceBook:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"]) or "the file"
         raise PriceBookError(f"{chosen}: {where}: {first['msg']}; correct it or remove the file") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise PriceBookError(f"{chosen}: {error}; correct it or remove the file") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise PriceBookError(f"{chosen}: {' '.join(str(error).split())}; correct it or remove the file") from error

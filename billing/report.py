@@ -12,7 +12,6 @@ import itertools
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import orjson
 
 from billing.grouping import Grouping
-from billing.ledger import open_read_only
+from billing.ledger import reading
 from billing.lives import RecordedLife, read_lives
 from billing.prices import PriceBook, Prices, apportion
 from billing.spans import cut, multiples_between
@@ -139,7 +138,7 @@ def report(ledger: Path, by: str, since_ns: int | None, until_ns: int | None, pr
     begin_ns = _EARLIEST_NS if since_ns is None else max(_EARLIEST_NS, min(since_ns, _LATEST_NS))
     end_ns = _LATEST_NS if until_ns is None else max(_EARLIEST_NS, min(until_ns, _LATEST_NS))
     tallies: defaultdict[str | None, _Tally] = defaultdict(_Tally)
-    with closing(open_read_only(ledger)) as connection:
+    with reading(ledger) as connection:
         for life in read_lives(connection):
             _add_life(tallies, grouping, life, begin_ns, end_ns, prices)
         for period_begin_ns, period_end_ns, entry in _price_periods(prices, begin_ns, end_ns):
@@ -154,7 +153,7 @@ def request(ledger: Path, request_id: str) -> dict[str, Any] | None:
     Priced by the version on the record: `cost_nano` = `cold_cost_nano` + `busy_cost_nano` + `request_cost_nano`, all
     None where that price is not in the ledger; `charged_nano` is 0 where the request is not charged.
     """
-    with closing(open_read_only(ledger)) as connection:
+    with reading(ledger) as connection:
         found = connection.execute(
             "SELECT requests.*, coalesce(lives.labels, '{}') AS labels FROM requests LEFT JOIN lives USING (replica) "
             "WHERE id = ?",

@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from billing.journal import journal_files
-from billing.ledger import Ledger, open_read_only
+from billing.ledger import Ledger, reading
 from billing.lives import LifeState, RecordedLife, read_lives
 from billing.schema import DERIVED_TABLES
 from serve.core.clock import NS_PER_US
 
 _MOST_SENTENCES = 1000
-_OFFSETS = "SELECT writer, segment, offset FROM main.files"
+_OFFSETS = "SELECT writer, file, offset FROM main.files"
 _SUMS = "SELECT replica, sum(busy_us), sum(cold_us), count(*) FROM main.requests GROUP BY replica"
 
 
@@ -54,12 +54,12 @@ def verify(ledger: Path, journal: Path) -> Verification:
     notes: list[str] = []
     with TemporaryDirectory(prefix="servezero-verify-") as folder:
         again = Path(folder) / "ledger.db"
-        with closing(Ledger(again)) as derived, closing(open_read_only(ledger, again)) as connection:
-            limits = {(row["writer"], row["segment"]): row["offset"] for row in connection.execute(_OFFSETS)}
+        with closing(Ledger(again)) as derived, reading(ledger, again) as connection:
+            limits = {(row["writer"], row["file"]): row["offset"] for row in connection.execute(_OFFSETS)}
             derived.ingest(journal, limits)
             lives, requests = _check_lives(connection, problems, notes)
             problems += [
-                f"{row['writer']}/{row['segment']} at byte {row['offset']}: {row['sentence']}"
+                f"{row['writer']}/{row['file']} at byte {row['offset']}: {row['sentence']}"
                 for row in connection.execute("SELECT * FROM main.problems")
             ]
             problems += _missing_files(limits, derived.offsets())
@@ -105,9 +105,9 @@ def _why_estimated(life: RecordedLife) -> str:
 
 
 def _missing_files(limits: dict[tuple[str, str], int], read: dict[tuple[str, str], int]) -> Iterator[str]:
-    for (writer, segment), offset in sorted(limits.items()):
-        if read.get((writer, segment), 0) != offset:
-            yield f"{writer}/{segment}: the ledger holds {offset} bytes of it, the journal no longer has them all"
+    for (writer, file), offset in sorted(limits.items()):
+        if read.get((writer, file), 0) != offset:
+            yield f"{writer}/{file}: the ledger holds {offset} bytes of it, the journal no longer has them all"
 
 
 def _differences(connection: sqlite3.Connection) -> Iterator[str]:
@@ -125,7 +125,7 @@ def _differences(connection: sqlite3.Connection) -> Iterator[str]:
 
 def _torn_tails(connection: sqlite3.Connection, journal: Path, limits: dict[tuple[str, str], int]) -> Iterator[str]:
     gone = {writer for (writer,) in connection.execute("SELECT writer FROM main.gone")}
-    for writer, segment, path in journal_files(journal):
-        torn_bytes = path.stat().st_size - limits.get((writer, segment), 0)
+    for writer, file, path in journal_files(journal):
+        torn_bytes = path.stat().st_size - limits.get((writer, file), 0)
         if writer in gone and torn_bytes:
-            yield f"{writer}/{segment}: its last {torn_bytes} bytes are an incomplete record; its writer was killed"
+            yield f"{writer}/{file}: its last {torn_bytes} bytes are an incomplete record; its writer was killed"

@@ -42,17 +42,29 @@ class LedgerProcess:
         """Records were written: ingest them soon. Costs nothing on the request path."""
         self._written.set()
 
-    async def sync(self) -> None:
-        """Return when everything written so far is in the ledger. Raise OSError or TimeoutError if it cannot be."""
+    async def sync(self, *, rebuild: bool = False) -> None:
+        """Return when everything written so far is in the ledger. Raise OSError or TimeoutError if it cannot be.
+
+        A process that dies meanwhile is replaced once: it goes on where the other was. `rebuild`: the ledger was found
+        damaged; it is set aside and derived anew.
+        """
         async with self._pipe, asyncio.timeout(_SYNC_TIMEOUT_S):
-            if self._is_closed:
-                raise ConnectionError("the platform is shutting down")
-            process = await self._running()
-            try:
-                await self._ask(process)
-            except BaseException:
-                await self._discard(process)  # its next answer would belong to this question
-                raise
+            for tries_left in (1, 0):
+                if self._is_closed:
+                    raise ConnectionError("the platform is shutting down")
+                process = await self._running()
+                try:
+                    await self._ask(process, "rebuild" if rebuild else "sync")
+                except ConnectionError as error:
+                    await self._discard(process)
+                    if not tries_left:
+                        raise
+                    log.warning("the ledger's process ended; another goes on", extra={"why": str(error)})
+                except BaseException:
+                    await self._discard(process)  # its next answer would belong to this question
+                    raise
+                else:
+                    return
 
     async def start(self) -> None:
         async with self._pipe:
@@ -87,10 +99,10 @@ class LedgerProcess:
                 await asyncio.sleep(_RESTART_S)
             await asyncio.sleep(_INTERVAL_S)
 
-    async def _ask(self, process: Process) -> None:
+    async def _ask(self, process: Process, op: str) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(b'{"op":"sync"}\n')
+        process.stdin.write(b'{"op":"%b"}\n' % op.encode())
         await process.stdin.drain()
         line = await process.stdout.readline()
         if not line:

@@ -14,7 +14,7 @@ from billing.attribute import Parts, Share
 from billing.journal import Journal, journal_files
 from billing.ledger import Ledger, open_read_only
 from billing.lives import LifeState, RecordedLife, extended, read_lives
-from billing.schema import DERIVED_TABLES, LedgerError
+from billing.schema import DERIVED_TABLES, LedgerError, LedgerUnreadable
 from serve.core.clock import VirtualClock
 from tests.billing.replay import PRICES, Recorded
 
@@ -247,13 +247,15 @@ def test_a_ledger_of_a_newer_program_is_refused_with_the_remedy(ledger: Ledger, 
         Ledger(tmp_path / "ledger.db")
 
 
-def test_a_file_that_is_no_ledger_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_a_file_that_is_no_ledger_is_told_from_one_that_cannot_be_reached(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
     path.write_bytes(b"this is no database, whatever its name says" * 100)
-    with pytest.raises(LedgerError, match="rebuilt from the journal"):
+    with pytest.raises(LedgerUnreadable, match="damaged"):
         Ledger(path)
-    with pytest.raises(LedgerError, match="serve up"):
+    with pytest.raises(LedgerUnreadable, match="damaged"):
         open_read_only(path)
+    with pytest.raises(LedgerError, match="make its folder writable"):
+        Ledger(tmp_path / "missing" / "ledger.db")
     with pytest.raises(LedgerError, match="serve up"):
         open_read_only(tmp_path / "missing.db")
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import uvloop
 
+from billing.journal import Journal
+from billing.ledger import open_read_only
 from serve.control.ledger_process import LedgerProcess
+from serve.core.clock import VirtualClock
 from serve.core.lifecycle import Lifecycle
+from tests.billing.replay import Recorded
 
 SLOW_TO_END = """
 import sys, time
@@ -29,7 +34,7 @@ def run(tmp_path: Path, story: Callable[[LedgerProcess], Awaitable[None]], scrip
     """Play `story` on the platform's own kind of loop: it refuses what asyncio's lets pass."""
 
     async def played() -> None:
-        (tmp_path / "journal").mkdir()
+        (tmp_path / "journal").mkdir(exist_ok=True)
         async with Lifecycle() as lifecycle:
             ledger = LedgerProcess(tmp_path / "journal", tmp_path / "ledger.db", lifecycle)
             if script is not None:
@@ -43,7 +48,7 @@ def run(tmp_path: Path, story: Callable[[LedgerProcess], Awaitable[None]], scrip
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 10, 100])
-def test_a_ledger_that_dies_is_started_again_at_the_next_question(tmp_path: Path, turns: int) -> None:
+def test_a_ledger_that_dies_is_started_again_by_the_question_that_finds_it_dead(tmp_path: Path, turns: int) -> None:
     async def story(ledger: LedgerProcess) -> None:
         await ledger.sync()
         first = ledger.pid
@@ -51,12 +56,58 @@ def test_a_ledger_that_dies_is_started_again_at_the_next_question(tmp_path: Path
         os.kill(first, signal.SIGKILL)
         for _ in range(turns):  # its pipes and its status become known one after the other
             await asyncio.sleep(0.0005)
-        with contextlib.suppress(OSError):
-            await ledger.sync()
         await ledger.sync()
         assert ledger.pid not in (None, first)
 
     run(tmp_path, story)
+
+
+@pytest.mark.parametrize("harm", ["garbage", "older", "page"])
+def test_a_ledger_file_that_cannot_be_read_is_derived_anew_by_itself(tmp_path: Path, harm: str) -> None:
+    path = tmp_path / "ledger.db"
+
+    async def story(ledger: LedgerProcess) -> None:
+        await ledger.sync()
+        whole = requests(path)
+        assert whole == 300
+        assert ledger.pid is not None
+        os.kill(ledger.pid, signal.SIGKILL)
+        spoil(path, harm)
+        await ledger.sync(rebuild=harm == "page")
+        assert requests(path) == whole
+        assert path.with_name("ledger.db.damaged").exists()
+
+    (tmp_path / "journal").mkdir()
+    fill(tmp_path / "journal")
+    run(tmp_path, story)
+
+
+def fill(journal: Path) -> None:
+    clock = VirtualClock(10**12)
+    with closing(Journal(journal, "aaaaaaaa", clock)) as opened:
+        replica = Recorded(opened, clock)
+        replica.start(1)
+        for _ in range(300):
+            replica.serve(0.001)
+
+
+def requests(ledger: Path) -> int:
+    with closing(open_read_only(ledger)) as connection:
+        return int(connection.execute("SELECT count(*) FROM requests").fetchone()[0])
+
+
+def spoil(ledger: Path, harm: str) -> None:
+    with closing(sqlite3.connect(ledger)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        if harm == "older":
+            connection.execute("PRAGMA user_version = 1")
+            connection.commit()
+    if harm == "garbage":
+        ledger.write_bytes(b"no database" * 1000)
+    elif harm == "page":
+        whole = bytearray(ledger.read_bytes())
+        whole[4096 * 3 : -4096] = b"x" * (len(whole) - 4096 * 4)
+        ledger.write_bytes(whole)
 
 
 def test_records_written_while_the_ledger_ends_disturb_nothing_and_start_nothing(tmp_path: Path) -> None:
