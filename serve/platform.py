@@ -243,9 +243,7 @@ def locked(home: Home) -> Iterator[None]:
         home.create()
         descriptor = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StartError(
-            f"The home {home.path} cannot be written ({error.strerror}); choose another with --home or SERVE_HOME"
-        ) from error
+        raise StartError(home.unusable(error)) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -302,7 +300,10 @@ def parse_arguments(arguments: list[str]) -> tuple[Home, PlatformSettings]:
     for flag, kind in (("--host", str), ("--port", int), ("--admin-port", int), ("--driver", str)):
         parser.add_argument(flag, type=kind)
     given = vars(parser.parse_args(arguments))
-    home = Home(given.pop("home"))
+    try:
+        home = Home(given.pop("home"))
+    except OSError as error:
+        raise StartError(f"No home for the platform: {error.strerror}") from error
     try:
         settings = PlatformSettings(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
@@ -311,11 +312,13 @@ def parse_arguments(arguments: list[str]) -> tuple[Home, PlatformSettings]:
     return home, settings
 
 
-def expected_sentence(error: BaseException) -> str | None:
+def expected_sentence(error: BaseException, home: Home | None) -> str | None:
     """Return the sentence of an error that has a remedy, also where a task group wrapped it; None for others."""
     if isinstance(error, BaseExceptionGroup):
-        sentences = [expected_sentence(inner) for inner in error.exceptions]
+        sentences = [expected_sentence(inner, home) for inner in error.exceptions]
         return "; ".join(dict.fromkeys(filter(None, sentences))) if all(sentences) else None
+    if isinstance(error, OSError) and home is not None and str(error.filename).startswith(str(home.path)):
+        return home.unusable(error)
     return str(error) if isinstance(error, _EXPECTED) else None
 
 
@@ -323,6 +326,7 @@ def main(arguments: list[str] | None = None) -> int:
     if sys.platform != "linux":
         print("ServeZero's platform runs on Linux only: it is built on fork, pidfd and cgroups", file=sys.stderr)  # noqa: T201
         return 1
+    home: Home | None = None
     try:
         home, settings = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         logs.configure(settings.log_level)
@@ -330,7 +334,7 @@ def main(arguments: list[str] | None = None) -> int:
             sockets, urls = bind(settings)
             uvloop.run(run(home, settings, sockets, urls))
     except Exception as error:
-        sentence = expected_sentence(error)
+        sentence = expected_sentence(error, home)
         if sentence is None:
             raise
         print(sentence, file=sys.stderr)  # noqa: T201

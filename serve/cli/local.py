@@ -131,9 +131,7 @@ def _prepare(home: Home) -> Path:
         log_file = home.logs / "platform.log"
         log_file.touch(0o600)
     except OSError as error:
-        raise CommandError(
-            "platform_failed", f"cannot write {home.path} ({error.strerror}): choose another folder with --home"
-        ) from error
+        raise CommandError("platform_failed", home.unusable(error)) from error
     return log_file
 
 

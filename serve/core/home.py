@@ -5,6 +5,8 @@ Standard library only: every `serve` command imports this.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import secrets
@@ -28,15 +30,35 @@ class Home:
     """Paths below the home (`SERVE_HOME`, default `~/.servezero`). Creating it makes it private (0700)."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        chosen = path or os.environ.get("SERVE_HOME") or Path.home() / ".servezero"
-        self.path = Path(chosen).expanduser().absolute()
+        """Raise OSError where the path means nothing: no home folder is known, or it is not UTF-8."""
+        try:
+            chosen = path or os.environ.get("SERVE_HOME") or Path.home() / ".servezero"
+            self.path = Path(chosen).expanduser().absolute()
+            str(self.path).encode()
+        except RuntimeError:
+            raise OSError(errno.ENOENT, "HOME is not set: name a folder with --home", "~/.servezero") from None
+        except UnicodeEncodeError:
+            raise OSError(errno.EILSEQ, "the path is not valid UTF-8: name another with --home", str(path)) from None
 
     def create(self) -> None:
         """Make the folders. Raises OSError where the home cannot be written."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.path.chmod(0o700)
+        if self.path.stat().st_mode & 0o777 != 0o700:
+            self.path.chmod(0o700)
         for folder in (self.journal, self.store, self.logs, self.run):
             folder.mkdir(mode=0o700, exist_ok=True)
+
+    def unusable(self, error: OSError) -> str:
+        """Return the sentence for an error that a file or folder of the home gave."""
+        what = error.strerror or str(error)
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            what = "there is a file where a folder must be"
+        elif isinstance(error, IsADirectoryError):
+            what = "there is a folder where a file must be"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what += "; free space on its disk"
+        path = error.filename2 or error.filename or self.path
+        return f"{path} cannot be written or read ({what}): mend that, or choose another home with --home or SERVE_HOME"
 
     @property
     def lock(self) -> Path:
@@ -115,6 +137,8 @@ class Home:
         if not token:
             token = secrets.token_urlsafe(32)
             _write_private(self.token_file, token)
+        elif self.token_file.stat().st_mode & 0o077:
+            self.token_file.chmod(0o600)
         return token
 
 
@@ -122,6 +146,13 @@ def _write_private(path: Path, text: str) -> None:
     """Write a 0600 file so that a reader sees the old or the new text, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    temporary.replace(path)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

@@ -108,3 +108,49 @@ def test_a_relative_home_does_not_move_with_the_working_directory(
     home = Home("here")
     monkeypatch.chdir("/")
     assert home.path == tmp_path / "here"
+
+
+def test_without_a_home_folder_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("SERVE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(OSError, match="HOME is not set: name a folder with --home"):
+        Home()
+
+
+def test_a_path_that_is_no_text_is_refused() -> None:
+    with pytest.raises(OSError, match="not valid UTF-8"):
+        Home(os.fsdecode(b"/tmp/\xff"))
+
+
+def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "home").touch()
+    home = Home(tmp_path / "home")
+    with pytest.raises(OSError, match="File exists") as caught:
+        home.create()
+    assert home.unusable(caught.value).startswith(f"{home.path} cannot be written or read (there is a file where a fol")
+    (tmp_path / "home").unlink()
+    (tmp_path / "home" / "store").parent.mkdir()
+    (tmp_path / "home" / "store").touch()
+    with pytest.raises(OSError, match="File exists") as caught:
+        home.create()
+    assert str(home.store) in home.unusable(caught.value)
+
+
+def test_a_token_others_could_read_is_made_private(home: Home) -> None:
+    home.create()
+    home.token_file.write_text("abc\n")
+    home.token_file.chmod(0o666)
+    assert home.create_token() == "abc"
+    assert mode(home.token_file) == 0o600
+
+
+def test_a_file_that_cannot_be_replaced_leaves_nothing_beside_it(home: Home) -> None:
+    home.create()
+    home.info_file.mkdir()
+    with pytest.raises(OSError, match="Is a directory") as caught:
+        home.write_info(INFO)
+    assert str(home.info_file) in home.unusable(caught.value)
+    assert [path.name for path in home.path.iterdir() if path.is_file()] == []
