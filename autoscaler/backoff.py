@@ -10,6 +10,8 @@ FIRST_DELAY_NS = NS_PER_S // 5
 LONGEST_DELAY_NS = 60 * NS_PER_S
 SHORT_LIFE_NS = 10 * NS_PER_S
 """A ready replica that crashes sooner than this after the previous one crashed as well is in a crash loop."""
+EXCUSED_KILLS = 10
+"""Replicas that were killed from outside while they started, in a row: more are no coincidence, but a failure."""
 
 
 class Backoff:
@@ -24,13 +26,24 @@ class Backoff:
         """Starts that failed since a replica was last ready."""
         self.until_ns = 0
         self._crashes = 0
+        self._kills = 0
         self._jitter = jitter
 
     def start_failed(self, now_ns: int) -> None:
         self.failures += 1
         self.until_ns = now_ns + self._delay_ns(self.failures)
 
+    def excuses_kill(self, now_ns: int) -> bool:
+        """Somebody else killed it while it started. Return whether that counts as no failure: the first time, another
+        is started at once, later after the shortest pause.
+        """
+        self._kills += 1
+        if 1 < self._kills <= EXCUSED_KILLS:
+            self.until_ns = now_ns + self._delay_ns(1)
+        return self._kills <= EXCUSED_KILLS
+
     def became_ready(self) -> None:
+        self._kills = 0
         self.failures = 0
         self.until_ns = 0
 

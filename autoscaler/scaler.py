@@ -161,8 +161,9 @@ class Scaler:
         if replica.ready is None and replica.stop_reason in {None, ExitReason.START_TIMEOUT}:
             self._start_failed(fleet, replica, end)
         elif replica.stop_reason is None:
-            now_ns = self._clock.monotonic_ns()
-            fleet.backoff.crashed(now_ns - replica.ready_ns, now_ns)
+            if end.exited is None or not end.exited.is_killed_from_outside:
+                now_ns = self._clock.monotonic_ns()
+                fleet.backoff.crashed(now_ns - replica.ready_ns, now_ns)
             self.decisions.add(fleet.key, fleet.live + 1, fleet.live, f"{replica.id} ended by itself: {end.message}")
         elif replica.stop_reason is ExitReason.EXECUTION_TIMEOUT:
             self.decisions.add(fleet.key, fleet.live + 1, fleet.live, f"{replica.id} was killed: {end.message}")
@@ -177,6 +178,10 @@ class Scaler:
             self.decisions.add(fleet.key, live + 1, live, reason)
             return
         now_ns = self._clock.monotonic_ns()
+        is_killed = end.exited is not None and end.exited.is_killed_from_outside
+        if is_killed and fleet.backoff.excuses_kill(now_ns):
+            self.decisions.add(fleet.key, live + 1, live, reason)
+            return
         fleet.backoff.start_failed(now_ns)
         if fleet.backoff.failures >= FAILURES_UNTIL_FAILED and not live:
             fleet.failure = message

@@ -16,6 +16,8 @@ from serve.core.ids import ReplicaId, RevisionKey
 if TYPE_CHECKING:
     from serve.core.link import Link
 
+_SIGKILL = 9
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:
@@ -64,6 +66,14 @@ class Exited:
     """Processor time the kernel counted of it, all threads; None where somebody else reaped it."""
     peak_rss_bytes: int | None = None
     """The kernel's high-water mark of its resident memory, shared pages included."""
+
+    @property
+    def is_killed_from_outside(self) -> bool:
+        """Whether somebody else sent it SIGKILL: says nothing about the model.
+
+        No engine does that to itself, and where the kernel does it for want of memory the reason is another.
+        """
+        return self.reason is ExitReason.CRASHED and self.signal == _SIGKILL
 
 
 class ReplicaPool(Protocol):

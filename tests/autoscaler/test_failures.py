@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from autoscaler.backoff import EXCUSED_KILLS
 from autoscaler.replica import ReplicaState
+from autoscaler.scaler import FAILURES_UNTIL_FAILED
 from serve.core.clock import NS_PER_S
 from serve.core.errors import FilesMissing, ModelFailed, ModelInvalid, ModelUnsupported, PublishError
 from serve.core.events import ExitReason, Failed
@@ -56,6 +58,45 @@ async def test_replica_that_keeps_crashing_is_replaced_more_and_more_slowly(tmp_
         pauses = [later - earlier for earlier, later in itertools.pairwise(started)]
         assert pauses[0] < 0.2 * NS_PER_S, "the first crash is replaced at once"
         assert pauses[-1] > 0.8 * NS_PER_S
+
+
+async def test_ready_replicas_that_somebody_else_kills_are_each_replaced_at_once(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        world.add(min=1)
+        for _ in range(20):
+            await world.until(lambda: any(process.is_ready for process in world.driver.processes.values()))
+            world.driver.kill_from_outside(world.running()[0])
+            killed_ns = world.clock.monotonic_ns()
+            await world.until(lambda: bool(world.running()))
+            assert world.driver.ordered_at_ns[-1] == killed_ns
+
+
+async def test_starts_that_somebody_else_kills_are_no_failures_of_the_model_until_there_are_too_many(
+    tmp_path: Path,
+) -> None:
+    async with a_world(tmp_path) as world:
+        key = world.add()
+        (request,) = world.pool.ask(key, duration_s=0.1)
+        for _ in range(EXCUSED_KILLS):
+            await world.until(lambda: bool(world.running()))
+            world.driver.kill_from_outside(world.running()[0])
+            assert world.autoscaler.state_of(key) is not State.FAILED
+        await asyncio.sleep(2)
+        assert request.answered_ns, "the next start was let live"
+        gaps = [b - a for a, b in itertools.pairwise(world.driver.ordered_at_ns)]
+        assert max(gaps) <= 0.3 * NS_PER_S
+
+
+async def test_a_model_whose_every_start_is_killed_is_left_alone_in_the_end(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        key = world.add()
+        (request,) = world.pool.ask(key, duration_s=0.1)
+        while request.error is None:
+            await world.until(lambda: bool(world.running()) or request.error is not None)
+            for replica in world.running():
+                world.driver.kill_from_outside(replica)
+        assert isinstance(request.error, ModelFailed)
+        assert len(world.driver.ordered) == EXCUSED_KILLS + FAILURES_UNTIL_FAILED
 
 
 async def test_load_failures_back_off_then_the_revision_fails_and_tells_everyone_when_to_come_back(

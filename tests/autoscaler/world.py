@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import random
+import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,20 +137,23 @@ class FakeDriver:
         if process is not None:
             process.pending.append(self._loop.call_later(0.001, self.end, process, reason, "killed"))
 
-    def crash(self, replica_id: str, message: str = "killed by SIGSEGV") -> None:
-        self.end(self.processes[replica_id], ExitReason.CRASHED, message)
+    def crash(self, replica_id: str, message: str = "killed by SIGSEGV", number: int = signal.SIGSEGV) -> None:
+        self.end(self.processes[replica_id], ExitReason.CRASHED, message, number)
+
+    def kill_from_outside(self, replica_id: str) -> None:
+        self.crash(replica_id, "killed by SIGKILL", signal.SIGKILL)
 
     def report(self, replica_id: str, event: Event) -> None:
         self.processes[replica_id].observer.replica_event(ReplicaId(replica_id), event)
 
-    def end(self, process: Process, reason: ExitReason, message: str) -> None:
+    def end(self, process: Process, reason: ExitReason, message: str, number: int | None = None) -> None:
         if self.processes.pop(process.order.replica_id, None) is None:
             return
         process.replica.link.read_rest()
         process.replica.link.hang_up()
         for handle in process.pending:
             handle.cancel()
-        exited = Exited(ReplicaId(process.order.replica_id), reason, self._clock.monotonic_ns(), None, None, message)
+        exited = Exited(ReplicaId(process.order.replica_id), reason, self._clock.monotonic_ns(), None, number, message)
         process.observer.replica_exited(exited)
 
     def _take(self, process: Process, inside: Inside) -> None:
