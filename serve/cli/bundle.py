@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from serve.cli.failure import CommandError, ExitCode, usage
+from serve.core.home import user_path
 
 _READ_BYTES = 1 << 20
 
@@ -82,7 +83,7 @@ class Bundle:
 
 def find_model(text: str) -> Path:
     """Return the model file that `text` (a file, or a folder with one `*.onnx`) means. Raises CommandError."""
-    path = Path(text).expanduser().absolute()
+    path = user_path(text).absolute()
     if path.is_dir():
         return _only_model(path, text)
     if not path.exists():

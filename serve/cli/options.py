@@ -41,9 +41,9 @@ HomePath = Annotated[
 
 def duration_s(text: str, flag: str) -> float:
     """Return the seconds in `60`, `60s`, `2h`, `1d`. Raises CommandError that names `flag`."""
-    from pytimeparse2 import parse
+    from serve.core.durations import parse_duration
 
-    value = parse(text)
-    if value is None or float(value) < 0:
+    value = parse_duration(text)
+    if value is None or value < 0:
         raise usage(f"{flag} '{text}' is not a duration: write 60s, 5m, 2h or 1d")
-    return float(value)
+    return value

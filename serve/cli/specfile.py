@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from serve.cli.failure import CommandError, ExitCode, usage
+from serve.core.home import user_path
 from serve.core.ids import check_name, default_name
 
 
@@ -15,21 +15,21 @@ def read_document(path: str | None) -> dict[str, Any]:
     """Return what `serve.yaml` says; {} without a file. A relative `model` counts from the file's folder."""
     if path is None:
         return {}
-    import yaml
+    from serve.cli.yaml_file import YamlError, read_yaml
 
     try:
-        document = yaml.safe_load(Path(path).expanduser().read_text())
+        document = read_yaml(user_path(path))
     except OSError as error:
         raise usage(f"cannot read '{path}' ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise usage(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+    except YamlError as error:
+        raise usage(f"'{path}' is not YAML that can be used: {error}") from error
     if document is None:
         return {}
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
         raise usage(f"'{path}' must hold keys and values, such as `idle: 60s` (docs/serve-yaml.md)")
     model = document.get("model")
     if isinstance(model, str) and not is_url(model):
-        document["model"] = str(Path(path).expanduser().absolute().parent / Path(model).expanduser())
+        document["model"] = str(user_path(path).absolute().parent / user_path(model))
     return document
 
 
@@ -69,6 +69,9 @@ def check(spec: Mapping[str, Any]) -> None:
         DeploymentSpec.model_validate(spec)
     except ValidationError as error:
         raise CommandError("invalid_spec", sentence(error), exit_code=ExitCode.USAGE) from None
+    except UnicodeEncodeError:
+        problem = "a setting holds a lone surrogate, or bytes that are no UTF-8: give text"
+        raise CommandError("invalid_spec", problem, exit_code=ExitCode.USAGE) from None
 
 
 def choose_name(spec: Mapping[str, Any], model: str) -> str:
@@ -99,7 +102,7 @@ def read_request(path: str, flag: str) -> bytes:
     if path == "-" and sys.stdin is None:
         raise CommandError("input_closed", f"{flag} - reads stdin, which is closed: give it a request, or name a file")
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).expanduser().read_bytes()
+        data = sys.stdin.buffer.read() if path == "-" else user_path(path).read_bytes()
     except OSError as error:
         raise usage(f"cannot read {flag} '{path}' ({error.strerror})") from error
     try:
@@ -119,5 +122,5 @@ def _value(text: str) -> Any:
     """Return JSON where the text is JSON (`4`, `true`), else the text."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -79,6 +79,8 @@ def _load(data: bytes) -> Any:
         if b"NaN" not in data and b"Infinity" not in data:
             raise BadRequest(f"the body is not JSON: {error}; send a JSON object") from None
     try:
-        return json.loads(data)  # a sample may hold values that are not finite
+        value = json.loads(data)  # a sample may hold values that are not finite
+        json.dumps(value, ensure_ascii=False).encode()  # and its text no lone surrogates, which orjson refuses
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {error}; send a JSON object") from None
+    return value

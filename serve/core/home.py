@@ -12,7 +12,6 @@ import os
 import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +25,14 @@ class PlatformInfo:
     started_wall_ns: int
 
 
+def user_path(text: str | os.PathLike[str]) -> Path:
+    """Return the path that a person wrote, `~` replaced where such a user exists."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 class Home:
     """Paths below the home (`SERVE_HOME`, default `~/.servezero`). Creating it makes it private (0700)."""
 
@@ -33,7 +40,7 @@ class Home:
         """Raise OSError where the path means nothing: no home folder is known, or it is not UTF-8."""
         try:
             chosen = path or os.environ.get("SERVE_HOME") or Path.home() / ".servezero"
-            self.path = Path(chosen).expanduser().absolute()
+            self.path = user_path(chosen).absolute()
             str(self.path).encode()
         except RuntimeError:
             raise OSError(errno.ENOENT, "HOME is not set: name a folder with --home", "~/.servezero") from None
@@ -107,10 +114,10 @@ class Home:
     def read_info(self) -> PlatformInfo | None:
         """Return what `platform.json` says, or None where no platform left one."""
         try:
-            data: dict[str, Any] = json.loads(self.info_file.read_text())
-            return PlatformInfo(**data)
-        except (OSError, ValueError, TypeError):
+            info = PlatformInfo(**json.loads(self.info_file.read_text()))
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
+        return info if _is_sound(info) else None
 
     def write_info(self, info: PlatformInfo) -> None:
         _write_private(self.info_file, json.dumps(asdict(info)))
@@ -121,7 +128,7 @@ class Home:
         if given:
             return given
         try:
-            return self.token_file.read_text().strip()
+            return self._written_token()
         except OSError:
             return None
 
@@ -131,15 +138,26 @@ class Home:
         An empty file, such as a power loss can leave, is none: it would let everybody in.
         """
         try:
-            token = self.token_file.read_text().strip()
+            token = self._written_token()
         except FileNotFoundError:
-            token = ""
+            token = None
         if not token:
             token = secrets.token_urlsafe(32)
             _write_private(self.token_file, token)
         elif self.token_file.stat().st_mode & 0o077:
             self.token_file.chmod(0o600)
         return token
+
+    def _written_token(self) -> str | None:
+        """Return what the token's file holds; None where that is no token: a header must carry it. Raise OSError."""
+        token = self.token_file.read_bytes().decode("ascii", "replace").strip()
+        return token if token.isascii() and token.isprintable() else None
+
+
+def _is_sound(info: PlatformInfo) -> bool:
+    texts = (info.url, info.admin_url, info.version)
+    is_typed = all(type(text) is str for text in texts) and type(info.pid) is type(info.started_wall_ns) is int
+    return is_typed and info.pid > 0
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -14,8 +14,8 @@ from pydantic import (
     TypeAdapter,
     model_validator,
 )
-from pytimeparse2 import parse as parse_duration
 
+from serve.core.durations import parse_duration
 from serve.core.ids import check_name
 
 
@@ -73,7 +73,7 @@ class DeploymentSpec(BaseModel):
     )
     start_timeout: Seconds = Field(300.0, gt=0, description="Longest time a replica may take to become ready.")
     queue: int = Field(1000, ge=0, le=1_000_000, description="Most requests that may wait for a replica.")
-    queue_bytes: ByteSize = Field(ByteSize(256 << 20), ge=0, description="Most body bytes that may wait.")
+    queue_bytes: ByteSize = Field(ByteSize(256 << 20), ge=0, le=1 << 50, description="Most body bytes that may wait.")
     max_batch: int = Field(32, ge=1, le=65_536, description="Most rows joined into one run of a batchable model.")
     threads: int | None = Field(None, ge=1, le=256, description="Inference threads. Unset: measured at publish.")
     stable_window: Seconds = Field(60.0, ge=1, description="Averaging window of normal scaling.")
@@ -111,7 +111,8 @@ def json_schema() -> dict[str, Any]:
     properties["model"] = {"type": "string", "description": "Path or URL of the model, as for `serve deploy`."}
     for key in _AS_TEXT:
         known = properties[key]
-        known.pop("ge", None)  # pydantic's own word where text may stand too: schemas know `minimum`, which is there
+        for word in ("ge", "le"):  # pydantic's own where text may stand too: schemas know `minimum`, which is there
+            known.pop(word, None)
         properties[key] = {
             "description": known.pop("description"),
             "default": known.pop("default"),

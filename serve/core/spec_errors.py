@@ -41,7 +41,7 @@ def sentence(error: ValidationError) -> str:
 
 def _part(problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
-    field = ".".join(location[1:] if location[:1] == ["spec"] else location).removesuffix(".[key]")
+    field = _line(".".join(location[1:] if location[:1] == ["spec"] else location).removesuffix(".[key]"))
     kind = problem["type"]
     context = {
         key: f"{value:.12g}" if isinstance(value, float) else value for key, value in problem.get("ctx", {}).items()
@@ -62,6 +62,16 @@ def _right_name(field: str) -> str:
     return f"did you mean {close[0]}?" if close else "remove it, or see docs/serve-yaml.md for the right name"
 
 
+def _line(name: str) -> str:
+    """Return a caller's own key as it can stand in a line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:80])
+
+
 def _shown(value: Any) -> str:
+    """Return what was given, shortly. What is in lists and objects is not looked at: it may nest without end."""
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, dict):
+        return "an object"
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "…"

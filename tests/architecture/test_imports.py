@@ -54,7 +54,8 @@ HOMES = {
 """The one place that knows each of these libraries."""
 
 PURE = {
-    "serve.core.spec": {"pydantic", "pytimeparse2"},
+    "serve.core.durations": {"pytimeparse2"},
+    "serve.core.spec": {"pydantic"},
     "serve.core.meter": set(),
     "autoscaler.windows": set(),
     "autoscaler.decide": {"serve.core.scaling", "serve.core.revision"},

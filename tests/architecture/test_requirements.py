@@ -7,12 +7,14 @@ import tomllib
 from importlib import metadata
 
 import pytest
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 
 from tests.architecture.source import ROOT
 
 FOLDER = ROOT / "requirements"
-PIN = re.compile(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)")
+PIN = re.compile(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)(?: ; (.+))?")
+"""Name, version, and where it is wanted: `python_version < "3.14"`."""
 
 
 def pins(name: str) -> dict[str, str]:
@@ -24,7 +26,8 @@ def pins(name: str) -> dict[str, str]:
             match = PIN.fullmatch(line)
             assert match, f"{name}: '{line}' is no exact pin"
             assert match[1] not in found, f"{name}: {match[1]} is pinned twice"
-            found[match[1]] = match[2]
+            if match[3] is None or Marker(match[3]).evaluate():
+                found[match[1]] = match[2]
     return found
 
 

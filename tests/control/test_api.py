@@ -366,10 +366,12 @@ async def test_listing_and_status_have_the_shapes_of_the_contract(api: Served) -
     }
 
 
-async def test_settings_beyond_64_bits_can_still_be_shown(api: Served) -> None:
-    await api.deploy(queue_bytes="99999999999PiB")
-    assert (await api.get("/deployments/digits"))["spec"]["queue_bytes"] == 99999999999 << 50
-    assert (await api.get("/deployments/digits/history"))["revisions"]
+async def test_the_largest_size_can_be_shown_and_one_beyond_any_machine_is_refused(api: Served) -> None:
+    await api.deploy(queue_bytes="1PiB")
+    assert (await api.get("/deployments/digits"))["spec"]["queue_bytes"] == 1 << 50
+    answer = await api.client.post("/api/v1/deployments", json=deploy_json(queue_bytes="99999999999PiB"))
+    assert answer.status_code == 422
+    assert "queue_bytes" in answer.json()["error"]
 
 
 async def test_history_says_what_changed_newest_first(api: Served) -> None:

@@ -119,7 +119,7 @@ REFUSED: list[tuple[str, Any, bytes | None, str]] = [
     ("shared memory", changed(0, data=None, parameters={"shared_memory_region": "r"}), None, r"shared memory is not offered"),
     ("request parameters a word", {"inputs": GOOD, "parameters": "x"}, None, r"'parameters' of the request must be an object"),
     ("outputs an object", {"inputs": GOOD, "outputs": {"name": "out_0"}}, None, r"'outputs' must be an array"),
-    ("output a word", {"inputs": GOOD, "outputs": ["out_0"]}, None, r"unexpected inference output 'None' requested"),
+    ("output a word", {"inputs": GOOD, "outputs": ["out_0"]}, None, r"unexpected inference output 'null' requested"),
     ("unknown output", {"inputs": GOOD, "outputs": [{"name": "y"}]}, None, r"unexpected inference output 'y' .*out_0, out_1, out_2"),
     ("output twice", {"inputs": GOOD, "outputs": [{"name": "out_0"}] * 2}, None, r"output 'out_0' already exists in request"),
     (
