@@ -201,6 +201,9 @@ class Zygote:
                 data = self._control.recv(MAX_MESSAGE_BYTES)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                # It died with commands unread. Said once, and before the reports that it sent: they still come.
+                continue
             except OSError:
                 data = b""
             if not data:
