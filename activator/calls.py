@@ -46,6 +46,7 @@ class Call:
         "received_ns",
         "refusal",
         "request_id",
+        "strikes",
         "trace_id",
         "tries",
         "wait_until_ns",
@@ -76,6 +77,8 @@ class Call:
         self.dispatched_ns = 0
         self.tries = 0
         """Replicas that died with this call inside."""
+        self.strikes = 0
+        """Those of them that may have died of it."""
         self.is_cold = False
         """No replica was ready when it came."""
         self.is_probe = False
@@ -90,6 +93,10 @@ class Call:
         self.trace_id = ""
         self.phases: dict[str, int] = {}
         """Where the time of a cold call went, ns by phase; filled when it is answered."""
+
+    def inside_until_ns(self, execution_timeout_ns: int) -> int:
+        """Return when a call that was dispatched is refused, if no answer came."""
+        return min(self.deadline_ns, self.dispatched_ns + execution_timeout_ns)
 
     def leave(self) -> None:
         """The caller went away: free the slot and the work."""

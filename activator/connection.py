@@ -6,7 +6,7 @@ import logging
 from typing import Protocol
 
 from activator.calls import Call
-from serve.core.events import Event, EventError, decode_event
+from serve.core.events import Event, EventError, Phase, decode_event
 from serve.core.frames import (
     Frame,
     FrameError,
@@ -58,6 +58,7 @@ class ReplicaConnection:
         "info",
         "is_exclusive",
         "is_open",
+        "is_overdue",
         "link",
         "outstanding",
     )
@@ -69,6 +70,8 @@ class ReplicaConnection:
         """Ready and not retired: new calls may go to it."""
         self.is_exclusive = False
         """A call that must be alone is inside."""
+        self.is_overdue = False
+        """It was reported for not coming back from a call."""
         self.in_flight = 0
         """Calls inside whose callers still wait: taken slots."""
         self.outstanding: dict[int, Call] = {}
@@ -82,6 +85,11 @@ class ReplicaConnection:
     @property
     def id(self) -> ReplicaId:
         return self.info.id
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is inside, not even a call whose caller left: that one may still kill it."""
+        return not self.outstanding
 
     def dispatch(self, call: Call, now_ns: int) -> None:
         """Send a call inside and take a slot."""
@@ -114,6 +122,33 @@ class ReplicaConnection:
         for call in self.outstanding.values():
             return call.dispatched_ns
         return None
+
+    def overdue(self, now_ns: int, execution_timeout_ns: int) -> list[Call]:
+        """Return the calls inside that must be refused now."""
+        return [
+            call
+            for call in self.outstanding.values()
+            if not call.is_left and call.inside_until_ns(execution_timeout_ns) <= now_ns
+        ]
+
+    def is_stuck(self, now_ns: int, execution_timeout_ns: int) -> bool:
+        """Return whether the replica does not come back from a call, and that was not reported yet."""
+        oldest_ns = self.oldest_inside_ns()
+        return not self.is_overdue and oldest_ns is not None and oldest_ns + execution_timeout_ns <= now_ns
+
+    def deadlines_ns(self, execution_timeout_ns: int) -> list[int]:
+        """Return every instant at which one of the above may change."""
+        found = [call.inside_until_ns(execution_timeout_ns) for call in self.outstanding.values() if not call.is_left]
+        oldest_ns = self.oldest_inside_ns()
+        if oldest_ns is not None and not self.is_overdue:
+            found.append(oldest_ns + execution_timeout_ns)
+        return found
+
+    def phases_of(self, call: Call, now_ns: int) -> dict[str, int]:
+        """Return where the time of a cold call went that is answered at `now_ns`, ns by phase."""
+        queue_ns = max(0, self.info.assigned_ns - call.received_ns)
+        infer_ns = now_ns - call.dispatched_ns
+        return {Phase.QUEUE.value: queue_ns, **self.cold_phases, Phase.INFER.value: infer_ns}
 
     def drain_outstanding(self) -> list[Call]:
         """Take every call that is still inside, in order of dispatch (the replica is gone)."""

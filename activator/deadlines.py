@@ -37,6 +37,12 @@ class Deadlines:
         delay_ns = max(RESOLUTION_NS, at_ns - self._clock.monotonic_ns())
         self._timer = self._loop.call_later(delay_ns / NS_PER_S, self._fire)
 
+    def close(self) -> None:
+        """Forget what is armed."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _fire(self) -> None:
         self._timer = None
         next_ns = self._check(self._clock.monotonic_ns())

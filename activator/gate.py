@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
+from typing import NoReturn
 
 from activator import refusals
 from activator.accounts import Accounts, status_of_left
 from activator.calls import Call, Reply
 from activator.connection import Answered, ReplicaConnection
 from activator.deadlines import Deadlines
+from activator.line import Line
 from activator.load import Load
-from activator.pick import pick
+from activator.pick import pick, pick_alone
+from activator.replay import is_strike, may_try_again
 from activator.room import Room
-from serve.core.clock import NS_PER_S, Clock
+from serve.core.clock import NS_PER_S, NS_PER_US, Clock
 from serve.core.errors import ServeError
-from serve.core.events import Phase
 from serve.core.ids import ReplicaId, RevisionKey
 from serve.core.revision import Revision
 from serve.core.scaling import Demand, DemandListener, Exited
 
-MAX_TRIES = 2
-REPLAYABLE_ENGINES = frozenset({"onnx", "torch", "tensorrt", "scripted"})
-"""Running a model twice harms nobody; a user's own code may have had effects."""
 _QUIET_NS = NS_PER_S
 """An arrival after this long without any call is news to the autoscaler."""
+_PAUSE_NS = 20 * NS_PER_US
+"""Pause before the next look at deadlines, for each call looked at: however long the line, it costs little."""
 
 
 class Gate:
@@ -56,7 +56,9 @@ class Gate:
         self._expected_start_s = expected_start_s
         self._loop = asyncio.get_running_loop()
         self._open: list[ReplicaConnection] = []
-        self._waiting: deque[Call] = deque()
+        self._line = Line()
+        self._spared: ReplicaConnection | None = None
+        """Gets nothing, so that it becomes empty for a suspect."""
         self._load = Load()
         self._deadlines = Deadlines(clock, self._check_deadlines)
         self._apply_settings()
@@ -65,16 +67,16 @@ class Gate:
 
     @property
     def pending(self) -> int:
-        return len(self._waiting)
+        return len(self._line)
 
     @property
     def in_flight(self) -> int:
         """Calls inside replicas whose callers still wait."""
-        return self._load.concurrency - len(self._waiting)
+        return self._load.concurrency - len(self._line)
 
     def demand(self, now_ns: int) -> Demand:
         """Return what the autoscaler samples; resets the peak."""
-        return self._load.demand(len(self._waiting), now_ns)
+        return self._load.demand(len(self._line), now_ns)
 
     def retry_after_s(self) -> float:
         """Return how long this revision's starts take: what `Retry-After` says. 1 s before the first."""
@@ -97,16 +99,16 @@ class Gate:
     # Admission ------------------------------------------------------------------------------------------------------
 
     def check_queue(self) -> None:
-        """Raise QueueFull if a further call could only wait in a full queue."""
-        if len(self._waiting) >= self._queue_limit and not pick(self._open, self.concurrency, alone=False):
-            raise refusals.queue_full(self.key, len(self._waiting), self.retry_after_s())
+        """Raise QueueFull if a further call could only wait in a full queue: demand that is noted, too."""
+        if len(self._line) >= self._queue_limit and not pick(self._open, self.concurrency, self._spared):
+            self._turn_away(refusals.queue_full(self.key, len(self._line), self.retry_after_s()))
 
     async def reserve(self, size: int, deadline_ns: int) -> None:
         """Wait until `size` bytes of body may be held. Raise QueueTimeout at the deadline."""
         try:
             await self.room.reserve(size, self.left_s(deadline_ns))
         except TimeoutError:
-            raise refusals.queue_timeout(self.key, self.retry_after_s()) from None
+            raise self._queue_timeout() from None
 
     def left_s(self, deadline_ns: int) -> float:
         """Return how long it is until `deadline_ns`."""
@@ -124,46 +126,50 @@ class Gate:
         load = self._load
         was_quiet = not load.concurrency and now_ns - load.last_active_ns > _QUIET_NS
         call.on_leave = self._left
-        if not self._waiting and (replica := pick(self._open, self.concurrency, alone=False)) is not None:
+        if not self._line.fresh and (replica := pick(self._open, self.concurrency, self._spared)) is not None:
             load.came(now_ns)
-            replica.dispatch(call, now_ns)
-            self._deadlines.arm(self._inside_deadline_ns(call))
+            self._send(replica, call, now_ns)
             if was_quiet:
                 self._listener.poke(self.key)
             return
         call.is_cold = not self._open
-        if call.wait_until_ns <= now_ns or len(self._waiting) >= self._queue_limit:
-            load.turned_away(now_ns)
-            self._listener.poke(self.key)
-            self.check_queue()
-            raise refusals.queue_timeout(self.key, self.retry_after_s())
+        self.check_queue()
+        if call.wait_until_ns <= now_ns:
+            self._turn_away(self._queue_timeout())
         load.came(now_ns)
-        self._waiting.append(call)
+        self._line.join(call)
         self._deadlines.arm(call.wait_until_ns)
-        if (len(self._waiting) - 1) % self.concurrency == 0:
+        if (len(self._line) - 1) % self.concurrency == 0:
             self._listener.poke(self.key)
+
+    def _turn_away(self, error: ServeError) -> NoReturn:
+        """Raise `error` for a call that cannot be accepted; it may be what wakes the model."""
+        self._load.turned_away(self._clock.monotonic_ns())
+        self._listener.poke(self.key)
+        raise error
 
     def remove(self) -> None:
         """The revision is gone: tell what waits, and what is still being uploaded as soon as it is there."""
         self.is_removed = True
         self.fail_pending(refusals.removed(self.key))
 
+    def close(self) -> None:
+        """Nothing is here any more, and nothing will be."""
+        self._deadlines.close()
+
     def fail_pending(self, error: ServeError) -> None:
         """No replica can come: answer everything that waits."""
-        waiting, self._waiting = self._waiting, deque()
-        now_ns = self._clock.monotonic_ns()
-        for call in waiting:
-            self._ended(call, now_ns)
-        for call in waiting:
-            call.refuse(error)
+        self._spared = None
+        self._refuse(self._line.take_all(), error)
 
     def fail_all(self, error: ServeError) -> None:
         """Answer what waits and what is inside: there is no more time for either."""
         self.fail_pending(error)
-        now_ns = self._clock.monotonic_ns()
         for replica in self.connections.values():
-            for call in [call for call in replica.outstanding.values() if not call.is_left]:
-                self._refuse_inside(replica, call, error, now_ns)
+            inside = [call for call in replica.outstanding.values() if not call.is_left]
+            for call in inside:
+                replica.abandon(call)
+            self._refuse(inside, error)
 
     # Replicas -------------------------------------------------------------------------------------------------------
 
@@ -182,23 +188,27 @@ class Gate:
         self._close(replica)
         self.connections.pop(replica.id, None)
         now_ns = self._clock.monotonic_ns()
-        for call in reversed(replica.drain_outstanding()):
+        again: list[Call] = []
+        lost: list[Call] = []
+        for call in replica.drain_outstanding():
             if call.is_left:
                 self._accounts.lost(replica, call, *status_of_left(call))
                 continue
             call.tries += 1
-            if call.tries < MAX_TRIES and self.revision.spec.engine in REPLAYABLE_ENGINES:
-                self._accounts.metrics.replays.inc()
-                self._waiting.appendleft(call)
-                continue
-            self._ended(call, now_ns)
-            error = refusals.replica_lost(self.key, exited.message)
+            call.strikes += is_strike(exited)
+            is_again = not self.is_removed and may_try_again(self.revision.spec.engine, call.tries, call.strikes)
+            (again if is_again else lost).append(call)
+        for call in again:
+            call.wait_until_ns = call.deadline_ns  # it was accepted and sent: what its caller said of waiting is met
+            self._accounts.metrics.replays.inc()
+        self._line.put_back(again)
+        error = refusals.replica_lost(self.key, exited.message)
+        for call in lost:
             self._accounts.lost(replica, call, error.status, error.code)
-            call.refuse(error)
-        if self._waiting:
-            self._dispatch_waiting(now_ns)
-            if self._waiting:
-                self._listener.poke(self.key)
+        self._refuse(lost, error)
+        self._dispatch_waiting(now_ns)
+        if self._line:
+            self._listener.poke(self.key)
 
     def connection_lost(self, replica: ReplicaConnection) -> None:
         self._close(replica)
@@ -210,12 +220,12 @@ class Gate:
         for call, *_ in answers:
             if not call.is_left:
                 self._ended(call, now_ns)
-        if self._waiting:
+        if self._line:
             self._dispatch_waiting(now_ns)
         written: list[tuple[Call, Reply]] = []
         for call, head, usage, body in answers:
             if call.is_cold:
-                call.phases = self._cold_phases(replica, call, now_ns)
+                call.phases = replica.phases_of(call, now_ns)
             written.append((call, self._accounts.answered(replica, call, head, usage, body, now_ns)))
         self._accounts.writer.release(written)
         if not replica.is_open and not replica.outstanding:
@@ -224,31 +234,39 @@ class Gate:
     # Within ---------------------------------------------------------------------------------------------------------
 
     def _dispatch_waiting(self, now_ns: int) -> None:
-        while self._waiting:
-            call = self._waiting[0]
-            replica = pick(self._open, self.concurrency, alone=call.tries > 0)
+        line = self._line
+        self._spared = None
+        while line.suspects:
+            replica, self._spared = pick_alone(self._open, others_wait=bool(line.fresh))
+            if replica is None:
+                break
+            self._send(replica, line.suspects.popitem(last=False)[0], now_ns)
+        while line.fresh:
+            replica = pick(self._open, self.concurrency, self._spared)
             if replica is None:
                 return
-            self._waiting.popleft()
-            replica.dispatch(call, now_ns)
-            self._deadlines.arm(self._inside_deadline_ns(call))
+            self._send(replica, line.fresh.popitem(last=False)[0], now_ns)
+
+    def _send(self, replica: ReplicaConnection, call: Call, now_ns: int) -> None:
+        replica.dispatch(call, now_ns)
+        self._deadlines.arm(call.inside_until_ns(self._execution_timeout_ns))
 
     def _left(self, call: Call) -> None:
         """The caller is gone: forget the call, wherever it is."""
         now_ns = self._clock.monotonic_ns()
         call.is_left = True
         call.finish(None)
-        for replica in self.connections.values():
-            if replica.abandon(call):
-                self._ended(call, now_ns)
-                self._dispatch_waiting(now_ns)
-                return
-        try:
-            self._waiting.remove(call)
-        except ValueError:
-            return
-        self._ended(call, now_ns)
-        self._dispatch_waiting(now_ns)  # it may have waited for a replica of its own, and others behind it
+        if self._line.leave(call) or any(replica.abandon(call) for replica in self.connections.values()):
+            self._ended(call, now_ns)
+            self._dispatch_waiting(now_ns)
+
+    def _refuse(self, calls: list[Call], error: ServeError) -> None:
+        """Answer calls that are in no line and no replica any more. All end first: an answer may bring a new call."""
+        now_ns = self._clock.monotonic_ns()
+        for call in calls:
+            self._ended(call, now_ns)
+        for call in calls:
+            call.refuse(error)
 
     def _ended(self, call: Call, now_ns: int) -> None:
         """The call leaves the gate: its bytes are free."""
@@ -260,49 +278,33 @@ class Gate:
             replica.is_open = False
             self._open.remove(replica)
 
-    def _cold_phases(self, replica: ReplicaConnection, call: Call, now_ns: int) -> dict[str, int]:
-        queue_ns = max(0, replica.info.assigned_ns - call.received_ns)
-        phases = {Phase.QUEUE.value: queue_ns, **replica.cold_phases}
-        phases[Phase.INFER.value] = now_ns - call.dispatched_ns
-        return phases
-
     # Deadlines ------------------------------------------------------------------------------------------------------
 
     def _check_deadlines(self, now_ns: int) -> int | None:
         """Refuse what is overdue. Return when to look again."""
-        expired = [call for call in self._waiting if call.wait_until_ns <= now_ns]
-        if expired:
-            self._waiting = deque(call for call in self._waiting if call.wait_until_ns > now_ns)
-            for call in expired:
-                self._ended(call, now_ns)
-                call.refuse(refusals.queue_timeout(self.key, self.retry_after_s()))
+        looked_at = len(self._line)
+        limit_ns = self._execution_timeout_ns
+        overdue = self._line.take_overdue(now_ns)
+        self._refuse([call for call in overdue if call.tries], refusals.no_second_try(self.key))
+        self._refuse([call for call in overdue if not call.tries], self._queue_timeout())
         for replica in list(self.connections.values()):
-            self._check_inside(replica, now_ns)
+            looked_at += len(replica.outstanding)
+            for call in replica.overdue(now_ns, limit_ns):
+                replica.abandon(call)
+                self._refuse([call], refusals.execution_timeout(self.key, now_ns - call.dispatched_ns))
+            if replica.is_stuck(now_ns, limit_ns):
+                self._give_up(replica)
         self._dispatch_waiting(now_ns)
-        upcoming = [call.wait_until_ns for call in self._waiting]
-        for replica in self.connections.values():
-            upcoming += (self._inside_deadline_ns(call) for call in replica.outstanding.values() if not call.is_left)
-            if replica.is_open and (oldest_ns := replica.oldest_inside_ns()) is not None:
-                upcoming.append(oldest_ns + self._execution_timeout_ns)
-        return min(upcoming, default=None)
+        upcoming = [call.wait_until_ns for call in self._line]
+        upcoming += [at_ns for replica in self.connections.values() for at_ns in replica.deadlines_ns(limit_ns)]
+        return max(min(upcoming), now_ns + looked_at * _PAUSE_NS) if upcoming else None
 
-    def _inside_deadline_ns(self, call: Call) -> int:
-        return min(call.deadline_ns, call.dispatched_ns + self._execution_timeout_ns)
+    def _queue_timeout(self) -> ServeError:
+        return refusals.queue_timeout(self.key, self.retry_after_s())
 
-    def _check_inside(self, replica: ReplicaConnection, now_ns: int) -> None:
-        for call in [call for call in replica.outstanding.values() if not call.is_left]:
-            if self._inside_deadline_ns(call) > now_ns:
-                continue
-            error = refusals.execution_timeout(self.key, now_ns - call.dispatched_ns)
-            self._refuse_inside(replica, call, error, now_ns)
-        # Whether its caller still waits or not: a replica that does not come back from a request serves nobody.
-        oldest_ns = replica.oldest_inside_ns()
-        if replica.is_open and oldest_ns is not None and oldest_ns + self._execution_timeout_ns <= now_ns:
-            self._close(replica)
-            limit_s = self._execution_timeout_ns / NS_PER_S
-            self._listener.replica_overdue(replica.id, f"a request took longer than execution_timeout ({limit_s:g} s)")
-
-    def _refuse_inside(self, replica: ReplicaConnection, call: Call, error: ServeError, now_ns: int) -> None:
-        replica.abandon(call)
-        self._ended(call, now_ns)
-        call.refuse(error)
+    def _give_up(self, replica: ReplicaConnection) -> None:
+        """Whether its caller still waits or not: a replica that does not come back from a request serves nobody."""
+        replica.is_overdue = True
+        self._close(replica)
+        limit_s = self._execution_timeout_ns / NS_PER_S
+        self._listener.replica_overdue(replica.id, f"a request took longer than execution_timeout ({limit_s:g} s)")

@@ -9,30 +9,54 @@ from typing import Protocol, TypeVar
 
 class Slots(Protocol):
     @property
-    def in_flight(self) -> int: ...
+    def in_flight(self) -> int:
+        """Slots that are taken."""
 
     @property
-    def is_exclusive(self) -> bool: ...
+    def is_empty(self) -> bool:
+        """Nothing is inside, not even a call whose caller left."""
+
+    @property
+    def is_exclusive(self) -> bool:
+        """A call that must be alone is inside."""
 
 
 S = TypeVar("S", bound=Slots)
 
 
-def pick(replicas: Iterable[S], concurrency: int, *, alone: bool) -> S | None:
+def pick(replicas: Iterable[S], concurrency: int, spared: S | None = None) -> S | None:
     """Return the replica with the fewest calls inside that has a free slot, or None.
 
-    `alone`: the call was inside a replica that died, so it may be what killed it: it needs an empty replica to
-    itself, and while it is inside, nothing joins it.
+    Nothing joins a call that must be alone, and nothing goes to `spared`, which is kept for such a one.
     """
     best: S | None = None
-    limit = 1 if alone else concurrency
     for replica in replicas:
-        if replica.in_flight < limit and not replica.is_exclusive:
+        if replica.in_flight < concurrency and not replica.is_exclusive and replica is not spared:
             if replica.in_flight == 0:
                 return replica
             if best is None or replica.in_flight < best.in_flight:
                 best = replica
     return best
+
+
+def pick_alone(replicas: Iterable[S], *, others_wait: bool) -> tuple[S | None, S | None]:
+    """Return (replica for a call that must be alone, replica to spare until it is empty); at most one is given.
+
+    While others wait, at most one replica at a time serves or is spared for such calls, so that they do not take all.
+    """
+    spared: S | None = None
+    empty: S | None = None
+    is_served = False
+    for replica in replicas:
+        if replica.is_exclusive:
+            is_served = True
+        elif replica.is_empty:
+            empty = empty or replica
+        elif spared is None or replica.in_flight < spared.in_flight:
+            spared = replica
+    if is_served and (others_wait or empty is None):
+        return None, None
+    return (empty, None) if empty is not None else (None, spared)
 
 
 def choose(weights: tuple[tuple[int, int], ...], chance: random.Random) -> int:

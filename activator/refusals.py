@@ -39,5 +39,12 @@ def replica_lost(key: RevisionKey, how: str) -> ReplicaLost:
     return ReplicaLost(f"The replica died while it ran this request ({how}); see `serve logs {key.name}`")
 
 
+def no_second_try(key: RevisionKey) -> ReplicaLost:
+    return ReplicaLost(
+        f"The replica died while it ran this request, and no other was free to run it again before its deadline; see "
+        f"`serve logs {key.name}`"
+    )
+
+
 def removed(key: RevisionKey) -> UnknownVersion:
     return UnknownVersion(f"'{key.name}' version {key.number} was removed")

@@ -235,3 +235,4 @@ class Router:
     def _forget_if_over(self, gate: Gate) -> None:
         if gate.is_removed and not gate.connections and self._gates.get(gate.key) is gate:
             del self._gates[gate.key]
+            gate.close()

@@ -199,10 +199,11 @@ class Harness:
     async def start(self, key: RevisionKey) -> PlayedReplica:
         return await self.ready(self.assign(key))
 
-    def kill(self, replica: PlayedReplica, reason: ExitReason = ExitReason.CRASHED) -> None:
+    def kill(self, replica: PlayedReplica, reason: ExitReason = ExitReason.CRASHED, signal: int = 11) -> None:
         """The replica's process is gone, as a driver reports it."""
         self.links[replica.id].close()
-        self.router.replica_gone(Exited(replica.id, reason, self.clock.monotonic_ns(), None, 9, "signal 9"))
+        exited = Exited(replica.id, reason, self.clock.monotonic_ns(), None, signal, f"signal {signal}")
+        self.router.replica_gone(exited)
 
     def frames_received(self, frames: list[Frame]) -> None:
         raise AssertionError("the activator did not take the link over")

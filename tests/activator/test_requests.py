@@ -178,7 +178,7 @@ async def test_a_poison_call_fails_the_second_time_with_the_reason(tmp_path: Pat
         response = await asked
         record = it.records("request")[0]
     assert (response.status_code, text(response)["code"]) == (502, "replica_lost")
-    assert "signal 9" in text(response)["error"]
+    assert "signal 11" in text(response)["error"]
     assert (record["status"], record["charged"], record["reason"]) == (502, False, "replica_lost")
     counted = it.metrics.registry.get_sample_value
     assert counted("serve_requests_total", {"deployment": "m", "status": "5xx"}) == 1

@@ -89,7 +89,7 @@ class Pool(Router):
     def give_up(self, key: RevisionKey) -> None:
         """Callers of everything that waits leave."""
         for request in self._asked[key]:
-            if request in self._gates[key]._waiting:
+            if request in self._gates[key]._line:
                 request.leave()
 
     def open_replicas(self, key: RevisionKey) -> list[str]:
