@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from cache.disk import BlobWriter, Disk
+from cache.disk import BlobWriter, Disk, open_stored
 from cache.evict import Victims
 from cache.index import Index
 from cache.intake import changed, disk_full_said, parts
@@ -22,8 +22,12 @@ from cache.threads import in_thread
 from serve.core.clock import Clock
 from serve.core.errors import FilesMissing, IntegrityError
 
-_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EIO}
+_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.EISDIR, errno.ELOOP, errno.EUCLEAN, errno.EBADMSG}
 """What reading a lost or damaged file ends with. Others, such as too many open files, say nothing about it."""
+
+
+_LOOKED_AT_ON_THE_LOOP = 16
+"""Files: so few take less than handing them to a thread, which may be busy with an upload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +97,6 @@ class ModelStore:
         """Return how many models were dropped for space since the store was opened."""
         return self._index.evictions
 
-    def models(self) -> list[StoredModel]:
-        return [self._stored(manifest) for manifest in self._index.manifests()]
-
-    def has(self, digest: str) -> bool:
-        return digest in self._index
-
     def path(self, digest: str) -> Path:
         """Return the folder with a model's files. Raises NotFound."""
         return self._disk.model_path(self.manifest(digest).digest)
@@ -152,8 +150,24 @@ class ModelStore:
         `cost_s`: seconds it took to bring here; what was costly is evicted later. Raises FilesMissing (`files` in
         details: contents that were not put) or StorageFull.
         """
+        if manifest.digest in self._index:
+            with contextlib.suppress(IntegrityError):  # what was put aside is asked for now
+                await self.check(manifest.digest)
         await in_thread(self._publish, manifest, cost_s)
         return self._stored(manifest)
+
+    # Looking whether bytes are what they were -------------------------------------------------------------------------
+
+    async def check(self, digest: str) -> None:
+        """Look whether a model's files were touched; only if so, read them all. Raises as `verify`.
+
+        For every use of a model: what is damaged, cut, replaced or gone is not used.
+        """
+        manifest = self.manifest(digest)
+        is_large = len(manifest.files) > _LOOKED_AT_ON_THE_LOOP
+        look = self._disk.is_untouched
+        if not (await in_thread(look, manifest) if is_large else look(manifest)):
+            await self.verify(digest)
 
     # Taking bytes out ------------------------------------------------------------------------------------------------
 
@@ -167,6 +181,7 @@ class ModelStore:
         with self.pin(digest):
             damaged = [file for file in manifest.files if not await self._is_sound(digest, file)]
         if not damaged:
+            await in_thread(self._disk.seal, manifest)
             return
         blobs = frozenset(file.sha256 for file in damaged)
         models = await in_thread(self._put_aside, blobs)
@@ -177,11 +192,6 @@ class ModelStore:
             files=files,
             models=models,
         )
-
-    async def evict(self, needed_bytes: int) -> int:
-        """Free at least `needed_bytes` from what is not pinned; return how many. Raises StorageFull, freeing none."""
-        victims = await in_thread(self._drop, lambda: self._index.evict(needed_bytes))
-        return victims.freed_bytes
 
     async def delete(self, digest: str) -> None:
         """Remove a model and the contents only it has. Does nothing where it is not here; Conflict if pinned."""
@@ -205,7 +215,7 @@ class ModelStore:
         writer = self._disk.new_blob()
         key = writer.path.name
         try:
-            await in_thread(writer.open)
+            await in_thread(self._disk.open_blob, writer)
             if size_bytes is not None:
                 await in_thread(self._make_room, key, size_bytes)
             async for part in gathered:
@@ -221,7 +231,7 @@ class ModelStore:
 
     async def _is_sound(self, digest: str, file: FileEntry) -> bool:
         try:
-            with _open(self._disk.model_path(digest) / file.path) as opened:
+            with open_stored(self._disk.model_path(digest) / file.path) as opened:
                 hasher = hashlib.sha256()
                 while await in_thread(_feed, opened, hasher):
                     pass
@@ -258,6 +268,8 @@ class ModelStore:
     def _publish(self, manifest: Manifest, cost_s: float) -> None:
         with self._disk_lock, disk_full_said(None):
             if manifest.digest not in self._index:
+                if lost := self._disk.lost(manifest.blobs):
+                    self._index.drop_damaged(lost)
                 if absent := self._index.absent(manifest):
                     raise FilesMissing(
                         f"the store lacks {len(absent)} of the model's files ({', '.join(absent[:5])}); send them, "
@@ -279,10 +291,6 @@ class ModelStore:
             victims = choose()
             self._disk.remove(victims.models, victims.blobs)
             return victims
-
-
-def _open(path: Path) -> BinaryIO:
-    return path.open("rb")
 
 
 def _feed(file: BinaryIO, hasher: hashlib._Hash) -> bool:

@@ -41,6 +41,7 @@ from cache.store import ModelStore
 from serve.control.app import ControlPlane, Surroundings
 from serve.control.books import LedgerBooks
 from serve.control.ledger_process import LedgerProcess
+from serve.control.soundness import SoundModels
 from serve.core import logs, machine
 from serve.core.clock import SystemClock
 from serve.core.errors import MethodNotAllowed, NotFound, ServeError
@@ -88,11 +89,12 @@ class Platform:
         self.ids = RequestIds(writer)
         self.router = Router(self.ids, self.clock, self.accounts, self.metrics)
         self.activator = Activator(self.router, self.ids, self.clock, self.metrics, int(settings.body_limit))
+        self.store = ModelStore(home.store, int(settings.store_budget), self.clock)
         self.driver: Driver = LocalDriver(home.path) if settings.driver == "local" else ExecDriver(home.path)
         self.autoscaler = Autoscaler(
             ScalingSurroundings(
                 pool=self.router,
-                driver=self.driver,
+                driver=SoundModels(self.driver, self.store, lifecycle, lambda lost: self.control.damaged(lost)),
                 clock=self.clock,
                 metrics=self.metrics,
                 lifecycle=lifecycle,
@@ -106,7 +108,6 @@ class Platform:
         self.router.listener = self.autoscaler
         self.router.revision_state = self.autoscaler.state_of
         self.router.expected_start_s = self.autoscaler.expected_cold_start_s
-        self.store = ModelStore(home.store, int(settings.store_budget), self.clock)
         self.control = ControlPlane(self._surroundings(home, lifecycle))
 
     def _surroundings(self, home: Home, lifecycle: Lifecycle) -> Surroundings:

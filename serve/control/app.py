@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,10 @@ class ControlPlane:
     def memory_learned(self, key: RevisionKey, size_bytes: int) -> None:
         """Is the autoscaler's `on_memory_learned`."""
         self._publisher.memory_learned(key, size_bytes)
+
+    def damaged(self, digests: Sequence[str]) -> None:
+        """The store has put these models aside."""
+        self.deployments.damaged(digests)
 
     def measure(self) -> None:
         """Set the gauge of deployments by state: called when somebody reads the metrics."""

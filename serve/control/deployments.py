@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from serve.control.ports import Pin, Router, Scaler, Store
 from serve.control.registry import Deployment, Registry, StoredRevision, Weights
-from serve.core.errors import Conflict, Draining, NotFound, ServeError, UnknownVersion
+from serve.core.errors import Conflict, Draining, ModelFailed, NotFound, ServeError, UnknownVersion
 from serve.core.ids import RevisionKey
 from serve.core.lifecycle import Lifecycle
 from serve.core.revision import Route, State
@@ -120,6 +120,21 @@ class Deployments:
             await self.registry.delete(name, committed)
         await asyncio.wait(retiring)
 
+    def damaged(self, digests: Sequence[str]) -> None:
+        """The store has put these models aside: nothing is served from them any more, until they are deployed again."""
+        for deployment in list(self.registry.deployments.values()):
+            lost = [stored for stored in deployment.revisions.values() if stored.revision.digest in digests]
+            pinned = [(stored, self._pins.pop(stored.revision.key, None)) for stored in lost]
+            if lost:
+                self._route(deployment)
+            for stored, pin in pinned:
+                if pin is not None:
+                    key = stored.revision.key
+                    why = ModelFailed(
+                        f"the stored model of '{key.name}' revision {key.number} is damaged; deploy it again"
+                    )
+                    self._lifecycle.spawn(f"drop {key}", self._drop(key, pin, why))
+
     def memory_learned(self, key: RevisionKey, size_bytes: int) -> None:
         """Remember a revision's high-water mark, so that the next start of the platform reserves enough."""
         deployment = self.registry.deployments.get(key.name)
@@ -164,15 +179,21 @@ class Deployments:
             pin = self._pins.pop(key, None)
             if pin is None:
                 continue
-            try:
-                await self.scaler.remove(key)
-            finally:
-                self.router.remove_revision(key)
-                pin.release()
+            await self._drop(key, pin)
             try:
                 await self.store.delete(stored.revision.digest)
             except Conflict:
                 log.debug("another revision has the same model: it stays", extra={"revision": str(key)})
+
+    async def _drop(self, key: RevisionKey, pin: Pin, why: ServeError | None = None) -> None:
+        """End what runs of a revision and forget it; `why`: what callers that wait for it are told."""
+        if why is not None:
+            self.router.fail_pending(key, why)
+        try:
+            await self.scaler.remove(key)
+        finally:
+            self.router.remove_revision(key)
+            pin.release()
 
 
 def _has_traffic(deployment: Deployment, number: int) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cache.manifest import FileEntry, Manifest
+from serve.core.errors import ServeError
 from serve.core.events import Phase, Ready
 from serve.core.ids import ReplicaId, RevisionKey
 from serve.core.revision import Revision, Route, State
@@ -53,6 +54,10 @@ class Store(Protocol):
     async def publish(self, manifest: Manifest) -> Model: ...
 
     async def delete(self, digest: str) -> None: ...
+
+    async def check(self, digest: str) -> None: ...
+
+    async def verify(self, digest: str) -> None: ...
 
 
 Fetch = Callable[[str, Callable[[int, int | None], None]], Awaitable[Manifest]]
@@ -188,6 +193,9 @@ class Router(Protocol):
 
     def remove_revision(self, key: RevisionKey) -> None:
         """Forget it, after `Scaler.remove`."""
+
+    def fail_pending(self, key: RevisionKey, error: ServeError) -> None:
+        """Answer what waits for a revision: no replica can come."""
 
     def route(self, route: Route) -> None: ...
 

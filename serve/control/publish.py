@@ -25,7 +25,7 @@ from serve.control.registry import StoredRevision
 from serve.control.sample import Body, candidates, given
 from serve.control.wire import DeployBody
 from serve.core.clock import NS_PER_MS, Clock
-from serve.core.errors import FilesMissing, SampleFailed, ServeError
+from serve.core.errors import FilesMissing, IntegrityError, NotFound, SampleFailed, ServeError
 from serve.core.home import Home
 from serve.core.ids import RevisionKey
 from serve.core.revision import Revision, Signature
@@ -90,6 +90,15 @@ class Publisher:
             self._deployments.memory_learned(key, size_bytes)
 
     # Steps of a publication ------------------------------------------------------------------------------------------
+
+    async def look(self, digest: str) -> None:
+        """See that a model that is here already is whole: what is deployed again is meant to run."""
+        try:
+            await self._store.check(digest)
+        except NotFound:
+            pass
+        except IntegrityError as error:
+            self._deployments.damaged(error.details["models"])
 
     def current(self, request: DeployBody, digest: str, model_file: str) -> StoredRevision | None:
         """Return the current revision if publishing would only make it again."""
@@ -214,6 +223,7 @@ class Publication:
     async def take(self, manifest: Manifest, model_file: str) -> None:
         """Bring the model into the store as a folder, unless it is what runs already."""
         self._model_file = model_file
+        await self._publisher.look(manifest.digest)
         self._unchanged = self._publisher.current(self._request, manifest.digest, model_file)
         if self._unchanged is None:
             self._model, self._pin = await self._publisher.keep(manifest, model_file, self._request.spec.engine)

@@ -16,7 +16,17 @@ from pathlib import Path
 
 from cache.store import ModelStore
 from serve.core.errors import IntegrityError
-from tests.cache.harness import bring, disk_bytes, leftovers, manifest_of, open_store, read_back, sha256_of
+from tests.cache.harness import (
+    bring,
+    disk_bytes,
+    evict,
+    leftovers,
+    manifest_of,
+    models,
+    open_store,
+    read_back,
+    sha256_of,
+)
 
 OLD = {"model.onnx": b"shared", "data/weights": b"old weights"}
 NEW = {"model.onnx": b"shared", "data/weights": b"new weights", "empty": b""}
@@ -30,7 +40,7 @@ async def _publish(store: ModelStore) -> None:
 
 
 async def _evict(store: ModelStore) -> None:
-    await store.evict(1)
+    await evict(store, 1)
 
 
 async def _delete(store: ModelStore) -> None:
@@ -38,7 +48,7 @@ async def _delete(store: ModelStore) -> None:
 
 
 async def _put_aside(store: ModelStore) -> None:
-    model = store.models()[0]
+    model = models(store)[0]
     damaged = model.path / "data/weights"
     damaged.chmod(0o644)
     damaged.write_bytes(b"OLD weights")
@@ -86,7 +96,7 @@ async def _check(root: Path) -> None:
     assert leftovers(root) == []
     assert store.used_bytes == disk_bytes(root), (store.used_bytes, disk_bytes(root))
     allowed = {manifest_of(files).digest: files for files in (OLD, NEW)}
-    for model in store.models():
+    for model in models(store):
         assert read_back(model.path).keys() == allowed[model.digest].keys()
         try:
             await store.verify(model.digest)

@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 
 from serve.core.errors import StorageFull
-from tests.cache.harness import bring, disk_bytes, leftovers, manifest_of, open_store, put, read_back, sha256_of
+from tests.cache.harness import (
+    bring,
+    disk_bytes,
+    has,
+    leftovers,
+    manifest_of,
+    models,
+    open_store,
+    put,
+    read_back,
+    sha256_of,
+)
 
 SIZE_BYTES = 700 << 10
 
@@ -49,11 +60,11 @@ async def _a_model_makes_room_on_a_full_disk(root: Path) -> None:
     store = open_store(root, 1 << 30)
     first = await bring(store, {"m": os.urandom(SIZE_BYTES)})
     second = await bring(store, {"m": os.urandom(SIZE_BYTES)})
-    assert store.models() == [second]
+    assert models(store) == [second]
     with store.pin(second.digest), pytest.raises(StorageFull, match="free") as caught:
         await put(store, os.urandom(SIZE_BYTES))
     assert caught.value.details["disk_free_bytes"] < SIZE_BYTES
-    assert not store.has(first.digest)
+    assert not has(store, first.digest)
 
 
 async def _no_room_for_names(root: Path) -> None:
@@ -62,7 +73,7 @@ async def _no_room_for_names(root: Path) -> None:
     files = {"/".join("abcdefghijklmnopqrstuvwxyz"): b"deep"}
     with pytest.raises(StorageFull, match="No space left on device"):
         await bring(store, files)
-    assert not store.has(manifest_of(files).digest)
+    assert not has(store, manifest_of(files).digest)
     assert leftovers(root) == []
     shallow = {"a": b"deep"}
     assert read_back((await bring(store, shallow)).path) == shallow
@@ -74,7 +85,7 @@ async def main() -> None:
         folder = root / scenario.__name__
         await scenario(folder)
         store = open_store(folder, 1 << 30)
-        for model in store.models():
+        for model in models(store):
             await store.delete(model.digest)
         for blob in (folder / "blobs").iterdir():
             blob.unlink()

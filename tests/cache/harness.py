@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cache.manifest import FileEntry, Manifest
 from cache.store import ModelStore, StoredModel
+from cache.threads import in_thread
 from serve.core.clock import VirtualClock
 
 Files = Mapping[str, bytes]
@@ -41,6 +42,20 @@ async def bring(store: ModelStore, files: Files) -> StoredModel:
     for entry in store.missing(manifest):
         await put(store, contents[entry.sha256])
     return await store.publish(manifest)
+
+
+def models(store: ModelStore) -> list[StoredModel]:
+    """Return what the store holds, as its index knows it."""
+    return [store._stored(manifest) for manifest in store._index.manifests()]
+
+
+def has(store: ModelStore, digest: str) -> bool:
+    return digest in store._index
+
+
+async def evict(store: ModelStore, needed_bytes: int) -> int:
+    """Make room as an intake does; return what was freed."""
+    return (await in_thread(store._drop, lambda: store._index.evict(needed_bytes))).freed_bytes
 
 
 def read_back(folder: Path) -> dict[str, bytes]:

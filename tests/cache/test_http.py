@@ -15,7 +15,7 @@ from cache.sources.fetch import fetch, ignore_progress
 from cache.sources.http import DEFAULT_RETRY, HttpSource, shown_url
 from cache.store import ModelStore
 from serve.core.errors import InvalidSpec, SourceUnreachable, StorageFull
-from tests.cache.harness import leftovers, manifest_of, open_store, read_back
+from tests.cache.harness import leftovers, manifest_of, models, open_store, read_back
 from tests.cache.server import Server, chunked, hang, reply, serving, slam, trickle
 
 BODY = b"model bytes" * 1000
@@ -80,7 +80,7 @@ async def test_what_may_pass_is_tried_again_and_then_given_up(store: ModelStore,
     async with serving(bad, bad, reply(BODY)) as server:  # type: ignore[arg-type]
         assert await _get(server, store) == {"digits.onnx": BODY}
         assert len(server.requests) == 3
-    await store.delete(store.models()[0].digest)
+    await store.delete(models(store)[0].digest)
     async with serving(bad) as server:  # type: ignore[arg-type]
         sentence = await _refused(server.url + "/m.onnx", store)
         assert len(server.requests) == 3

@@ -9,7 +9,19 @@ import pytest
 from cache.index import HOLD_S, shown_bytes
 from serve.core.clock import VirtualClock
 from serve.core.errors import Conflict, FilesMissing, NotFound, StorageFull
-from tests.cache.harness import bring, chunks_of, disk_bytes, leftovers, manifest_of, open_store, put, sha256_of
+from tests.cache.harness import (
+    bring,
+    chunks_of,
+    disk_bytes,
+    evict,
+    has,
+    leftovers,
+    manifest_of,
+    models,
+    open_store,
+    put,
+    sha256_of,
+)
 
 A, B, C = {"m": b"a" * 40}, {"m": b"b" * 40}, {"m": b"c" * 40}
 
@@ -20,8 +32,8 @@ async def test_a_model_that_nobody_pinned_makes_room(tmp_path: Path) -> None:
     second = await bring(store, B)
     store.pin(first.digest).release()
     third = await bring(store, C)
-    assert {model.digest for model in store.models()} == {first.digest, third.digest}
-    assert not store.has(second.digest)
+    assert {model.digest for model in models(store)} == {first.digest, third.digest}
+    assert not has(store, second.digest)
     assert store.used_bytes == 80 == disk_bytes(tmp_path)
     assert store.evictions == 1
 
@@ -32,7 +44,7 @@ async def test_what_was_costly_to_bring_stays_longer(tmp_path: Path) -> None:
     costly = await store.publish(manifest_of(A), cost_s=60.0)
     await bring(store, B)
     await bring(store, C)
-    assert store.has(costly.digest)
+    assert has(store, costly.digest)
 
 
 async def test_pinned_models_are_never_evicted_and_the_refusal_has_figures(tmp_path: Path) -> None:
@@ -43,11 +55,11 @@ async def test_pinned_models_are_never_evicted_and_the_refusal_has_figures(tmp_p
     assert caught.value.details["needed_bytes"] == 40
     assert caught.value.details["pinned_bytes"] == caught.value.details["used_bytes"] == 80
     assert caught.value.details["budget_bytes"] == 100
-    assert len(store.models()) == 2
+    assert len(models(store)) == 2
     assert leftovers(tmp_path) == []
     pins[1].release()
     await bring(store, C)
-    assert store.has(manifest_of(A).digest)
+    assert has(store, manifest_of(A).digest)
 
 
 async def test_pins_count_and_release_only_once(tmp_path: Path) -> None:
@@ -87,7 +99,7 @@ async def test_a_model_on_its_way_keeps_its_contents_while_others_come_in(tmp_pa
         await bring(store, {"m": b"d" * 41})
     stored = await store.publish(arriving)
     assert (stored.path / "m").read_bytes() == A["m"]
-    assert store.has(cached.digest)
+    assert has(store, cached.digest)
 
 
 async def test_an_upload_that_nobody_finished_makes_room_after_a_while(tmp_path: Path) -> None:
@@ -110,7 +122,7 @@ async def test_a_content_larger_than_the_budget_is_refused_before_a_byte_is_read
     with pytest.raises(StorageFull):
         await store.put_blob(sha256_of(b"x" * 101), 101, chunks)
     assert await anext(chunks) == b"xxx"
-    assert store.has(manifest_of(A).digest)
+    assert has(store, manifest_of(A).digest)
 
 
 async def test_a_content_of_unknown_size_stops_at_the_budget(tmp_path: Path) -> None:
@@ -132,19 +144,19 @@ async def test_quarantine_counts_and_is_the_first_to_go(tmp_path: Path) -> None:
     assert store.used_bytes == 80
     await bring(store, A)
     assert store.used_bytes == 80 == disk_bytes(tmp_path)
-    assert store.has(kept.digest)
+    assert has(store, kept.digest)
 
 
 async def test_evict_frees_what_was_asked_or_nothing(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     for files in (A, B, C):
         await bring(store, files)
-    assert await store.evict(50) == 80
-    with store.pin(store.models()[0].digest), pytest.raises(StorageFull):
-        await store.evict(1)
+    assert await evict(store, 50) == 80
+    with store.pin(models(store)[0].digest), pytest.raises(StorageFull):
+        await evict(store, 1)
     with pytest.raises(StorageFull):
-        await store.evict(41)
-    assert len(store.models()) == 1
+        await evict(store, 41)
+    assert len(models(store)) == 1
 
 
 @pytest.mark.parametrize(

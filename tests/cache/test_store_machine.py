@@ -16,7 +16,18 @@ from cache.index import HOLD_S
 from cache.store import Pin
 from serve.core.clock import VirtualClock
 from serve.core.errors import Conflict, IntegrityError, NotFound, StorageFull
-from tests.cache.harness import bring, disk_bytes, leftovers, manifest_of, open_store, put, read_back
+from tests.cache.harness import (
+    bring,
+    disk_bytes,
+    evict,
+    has,
+    leftovers,
+    manifest_of,
+    models,
+    open_store,
+    put,
+    read_back,
+)
 
 BUDGET_BYTES = 60
 CONTENTS = {name: name.encode() * size for name, size in zip("abcdef", (5, 10, 15, 20, 25, 30), strict=True)}
@@ -47,7 +58,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(files=_MODELS)
     def publish(self, files: dict[str, bytes]) -> None:
         digest = manifest_of(files).digest
-        was_here = self.store.has(digest)
+        was_here = has(self.store, digest)
         try:
             self.runner.run(bring(self.store, files))
         except StorageFull:
@@ -66,9 +77,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert figures["used_bytes"] + figures["needed_bytes"] > BUDGET_BYTES
 
     @rule(data=st.data())
-    @precondition(lambda self: self.store.models())
+    @precondition(lambda self: bool(models(self.store)))
     def pin(self, data: st.DataObject) -> None:
-        model = data.draw(st.sampled_from(self.store.models()))
+        model = data.draw(st.sampled_from(models(self.store)))
         self.pins.append((model.digest, self.store.pin(model.digest)))
 
     @rule(data=st.data())
@@ -82,7 +93,7 @@ class StoreMachine(RuleBasedStateMachine):
     def evict(self, needed_bytes: int) -> None:
         before_bytes = self.store.used_bytes
         try:
-            freed_bytes = self.runner.run(self.store.evict(needed_bytes))
+            freed_bytes = self.runner.run(evict(self.store, needed_bytes))
         except StorageFull:
             assert self.store.used_bytes == before_bytes
             return
@@ -97,16 +108,16 @@ class StoreMachine(RuleBasedStateMachine):
         except Conflict:
             assert self.pinned[digest]
             return
-        assert not self.store.has(digest)
+        assert not has(self.store, digest)
 
     @rule()
     def let_uploads_expire(self) -> None:
         self.clock.advance(HOLD_S + 1)
 
     @rule(data=st.data())
-    @precondition(lambda self: self.store.models())
+    @precondition(lambda self: bool(models(self.store)))
     def damage_and_verify(self, data: st.DataObject) -> None:
-        model = data.draw(st.sampled_from(self.store.models()))
+        model = data.draw(st.sampled_from(models(self.store)))
         file = data.draw(st.sampled_from(sorted(model.path.glob("dir/*"))))
         file.chmod(0o644)
         file.write_bytes(b"!" * file.stat().st_size)
@@ -135,7 +146,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_here_is_whole_and_what_is_pinned_is_here(self) -> None:
-        here = {model.digest: model for model in self.store.models()}
+        here = {model.digest: model for model in models(self.store)}
         assert set(self.pinned) <= here.keys()
         for digest, model in here.items():
             assert read_back(model.path) == self.published[digest]
@@ -145,7 +156,7 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def what_is_not_here_cannot_be_pinned(self) -> None:
         for digest in self.published:
-            if not self.store.has(digest):
+            if not has(self.store, digest):
                 try:
                     self.store.pin(digest)
                 except NotFound:

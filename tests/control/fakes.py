@@ -123,12 +123,16 @@ class FakeRouter:
     probes: list[dict[str, Any]] = field(default_factory=list)
     answer: Callable[[Revision, dict[str, Any]], Answer] = lambda _revision, _request: fine()
     loses: ServeError | None = None
+    failed_pending: list[RevisionKey] = field(default_factory=list)
 
     def add_revision(self, revision: Revision) -> None:
         self.revisions[revision.key] = revision
 
     def remove_revision(self, key: RevisionKey) -> None:
         self.revisions.pop(key, None)
+
+    def fail_pending(self, key: RevisionKey, error: ServeError) -> None:
+        self.failed_pending.append(key)
 
     def route(self, route: Route) -> None:
         self.routes[route.name] = route

@@ -21,6 +21,7 @@ import uvicorn
 from autoscaler.history import DecisionRecord
 from serve.core.errors import ModelInvalid
 from serve.core.ids import RevisionKey
+from tests.cache.harness import models
 from tests.control.bench import Bench, bench, deploy_json, sha256, until
 
 
@@ -413,7 +414,7 @@ async def test_a_deleted_deployment_is_gone_whole_and_its_numbers_stay_taken(api
     assert api.platform.scaler.known == {}
     assert api.platform.router.routes == {}
     assert api.platform.router.revisions == {}
-    assert api.platform.store.models() == []
+    assert models(api.platform.store) == []
     refusal(await api.client.delete("/api/v1/deployments/digits"), 404, "unknown_model")
     assert (await api.deploy())[-1]["receipt"]["revision"] == 3
 
@@ -438,7 +439,7 @@ async def test_everything_is_back_after_a_restart(tmp_path: Path) -> None:
 async def test_a_model_the_store_lost_is_a_failed_deployment_that_can_be_deployed_again(tmp_path: Path) -> None:
     async with served(tmp_path) as api:
         await api.deploy()
-        digest = api.platform.store.models()[0].digest
+        digest = models(api.platform.store)[0].digest
         api.platform.plane.deployments._pins[RevisionKey("digits", 1)].release()
         await api.platform.store.delete(digest)
     async with served(tmp_path) as api:

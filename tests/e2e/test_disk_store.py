@@ -1,0 +1,115 @@
+"""Stored models that were damaged: never served, said, and whole again after a deploy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import StartPlatform
+from tests.e2e.platforms import DIGITS, RunningPlatform
+from tests.e2e.processes import wait_until
+from tests.e2e.requests import THREE, labels
+
+pytestmark = pytest.mark.e2e
+MODEL = DIGITS / "model.onnx"
+
+
+def stored(platform: RunningPlatform) -> Path:
+    (path,) = platform.home.store.glob("models/*/files/model.onnx")
+    return path
+
+
+def flip(path: Path) -> None:
+    """Flip a bit in the middle as rot does: nothing else about the file changes."""
+    before = path.stat()
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(before.st_size // 2)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def write_into(path: Path) -> None:
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(b"\0\0\0\0")
+
+
+def cut(path: Path) -> None:
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.truncate(1000)
+
+
+def replace_with_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(MODEL)
+
+
+DAMAGE: list[Callable[[Path], None]] = [write_into, cut, Path.unlink, replace_with_link]
+
+
+def test_what_was_written_cut_removed_or_replaced_is_never_served_and_a_deploy_heals_it(start: StartPlatform) -> None:
+    platform = start()
+    for number, damage in enumerate(DAMAGE, start=1):
+        assert platform.deploy(MODEL, "--idle", "0s")["revision"] == number
+        assert labels(platform.infer("digits", THREE).json()) == [3]
+        platform.wait_for_zero()
+        damage(stored(platform))
+        for _ in range(2):
+            answer = platform.infer("digits", THREE)
+            assert (answer.status_code, answer.json()["code"]) == (503, "model_failed"), (damage, answer.text)
+            assert "deploy it again" in answer.json()["error"], answer.text
+        assert platform.get("/deployments/digits")["state"] == "failed"
+        assert list(platform.home.store.glob("models/*/*")) == []
+    assert platform.deploy(MODEL)["revision"] == len(DAMAGE) + 1
+    assert labels(platform.infer("digits", THREE).json()) == [3]
+
+
+def test_bits_that_rotted_are_found_beside_the_first_replica_after_a_start(start: StartPlatform) -> None:
+    platform = start()
+    platform.deploy(MODEL, "--idle", "10m")
+    assert platform.stop() == 0
+    flip(stored(platform))
+    platform.start()
+    platform.infer("digits", THREE)
+    wait_until(lambda: platform.get("/deployments/digits")["state"] == "failed", "the damage is found")
+    platform.wait_for_zero()
+    answer = platform.infer("digits", THREE)
+    assert (answer.status_code, answer.json()["code"]) == (503, "model_failed")
+    assert len(list(platform.home.store.glob("quarantine/*"))) == 1
+    assert "a stored model is damaged" in platform.log()
+    assert platform.deploy(MODEL)["revision"] == 2
+    assert labels(platform.infer("digits", THREE).json()) == [3]
+
+
+def test_a_store_that_is_removed_while_the_platform_runs_fails_what_it_held_until_it_is_deployed_again(
+    start: StartPlatform,
+) -> None:
+    platform = start()
+    platform.deploy(MODEL, "--idle", "0s")
+    platform.wait_for_zero()
+    shutil.rmtree(platform.home.store)
+    answer = platform.infer("digits", THREE)
+    assert (answer.status_code, answer.json()["code"]) == (503, "model_failed"), answer.text
+    assert platform.deploy(MODEL)["revision"] == 2
+    assert labels(platform.infer("digits", THREE).json()) == [3]
+
+
+def test_a_home_that_was_copied_elsewhere_serves_after_reading_its_models_once(start: StartPlatform) -> None:
+    platform = start()
+    platform.deploy(MODEL, "--idle", "0s")
+    assert platform.stop() == 0
+    path = stored(platform)
+    path.chmod(0o644)
+    os.utime(path)  # as `cp -r` leaves it
+    platform.start()
+    assert labels(platform.infer("digits", THREE).json()) == [3]
+    assert path.stat().st_mtime_ns == 1_000_000_000, "the next look is a quick one"
