@@ -19,7 +19,7 @@ def write_answer(
     content_length: int,
     keep_alive: bool,
 ) -> None:
-    """Write head and body; close behind them unless `keep_alive`."""
+    """Write head and body. To close behind them unless `keep_alive` is the caller's part."""
     head = b"%b%bcontent-length: %d\r\ndate: %b\r\n%b\r\n" % (
         STATUS_LINE[status],
         headers,
@@ -31,8 +31,6 @@ def write_answer(
         transport.write(head + body)
     else:
         transport.writelines((head, body))
-    if not keep_alive:
-        transport.close()
 
 
 class _DateHeader:

@@ -65,11 +65,15 @@ class Activator:
 
     async def _refuse(self, cycle: Any, error: ServeError, request_id: RequestId, gate: Gate | None) -> None:
         self.count_refusal(error, request_id, gate)
-        is_bounded = any(name == b"content-length" for name, _ in cycle.scope["headers"])
-        # A body of known length is read and dropped, but not if it has no end, or nobody knows whether it comes.
-        if cycle.more_body and (not is_bounded or isinstance(error, UploadTimeout) or cycle.waiting_for_100_continue):
+        is_late = isinstance(error, UploadTimeout)
+        if cycle.more_body and (is_late or cycle.waiting_for_100_continue or not self._is_worth_reading(cycle)):
             cycle.keep_alive = False
         await respond(cycle, error.status, error_headers(error, request_id), orjson.dumps(error.body(request_id)))
+
+    def _is_worth_reading(self, cycle: Any) -> bool:
+        """Whether the rest of a refused body is read and dropped, so that its connection goes on: its end is known."""
+        declared = next((int(value) for name, value in cycle.scope["headers"] if name == b"content-length"), None)
+        return declared is not None and declared <= 2 * self._body_limit_bytes
 
     # The hot path ---------------------------------------------------------------------------------------------------
 

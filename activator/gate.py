@@ -103,13 +103,6 @@ class Gate:
         if len(self._line) >= self._queue_limit and not pick(self._open, self.concurrency, self._spared):
             self._turn_away(refusals.queue_full(self.key, len(self._line), self.retry_after_s()))
 
-    async def reserve(self, size: int, deadline_ns: int) -> None:
-        """Wait until `size` bytes of body may be held. Raise QueueTimeout at the deadline."""
-        try:
-            await self.room.reserve(size, self.left_s(deadline_ns))
-        except TimeoutError:
-            raise self._queue_timeout() from None
-
     def left_s(self, deadline_ns: int) -> float:
         """Return how long it is until `deadline_ns`."""
         return max(0.0, (deadline_ns - self._clock.monotonic_ns()) / NS_PER_S)

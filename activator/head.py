@@ -26,12 +26,23 @@ _HEX = frozenset(b"0123456789abcdef")
 class Head:
     """The headers that matter. Raises BadRequest or Unsupported for those that cannot be obeyed."""
 
-    __slots__ = ("client_id", "content_length", "expects_continue", "json_length", "trace_id", "traceparent", "wait_s")
+    __slots__ = (
+        "client_id",
+        "content_length",
+        "is_compressed",
+        "is_special",
+        "json_length",
+        "trace_id",
+        "traceparent",
+        "wait_s",
+    )
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.content_length: int | None = None
         self.json_length: int | None = None
-        self.expects_continue = False
+        self.is_compressed = False
+        self.is_special = False
+        """More than reading its body is asked for."""
         self.wait_s: float | None = None
         self.traceparent = b""
         self.trace_id = ""
@@ -87,12 +98,16 @@ def _prefer(head: Head, value: bytes) -> None:
 
 
 def _expect(head: Head, _value: bytes) -> None:
-    head.expects_continue = True
+    head.is_special = True
 
 
-def _content_encoding(_head: Head, value: bytes) -> None:
-    if value.strip().lower() not in {b"", b"identity"}:
-        raise Unsupported("Unsupported compression type: send the body without Content-Encoding")
+def _content_encoding(head: Head, value: bytes) -> None:
+    coding = value.strip().lower()
+    if coding in {b"", b"identity"}:
+        return
+    if coding not in {b"gzip", b"x-gzip", b"deflate"} or head.is_compressed:
+        raise Unsupported("Unsupported compression type: send Content-Encoding gzip or deflate, or none")
+    head.is_compressed = head.is_special = True
 
 
 def _traceparent(head: Head, value: bytes) -> None:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import orjson
 
+from activator import refusals
 from activator.answer import write_answer
 from activator.calls import Call, Outcome
 from activator.gate import Gate
@@ -47,7 +48,10 @@ class HotDoor:
 
     def admit(self, connection: FrontDoorProtocol) -> HotRequest | None:
         gate = self._app.hot_gate(connection.url)
+        version = connection.parser.get_http_version()
         if gate is None or connection.parser.get_method() != b"POST" or connection.flow.write_paused:
+            return None
+        if version != "1.1" and version != "1.0":
             return None
         received_ns = self._clock.monotonic_ns()
         try:
@@ -55,7 +59,7 @@ class HotDoor:
         except ServeError:
             return None  # ASGI's way of refusing serves
         size = head.content_length
-        if size is None or size > self._body_bytes or head.expects_continue or not gate.room.try_reserve(size):
+        if size is None or size > self._body_bytes or head.is_special or not gate.room.try_reserve(size):
             return None
         return _HotCall(self._app, connection, gate, head, size, self._ids.next(), received_ns)
 
@@ -66,7 +70,18 @@ class _HotCall(Call):
     It is a call from its head on, but the gate sees it only when its body is complete.
     """
 
-    __slots__ = ("_app", "_connection", "_deadline_timer", "_gate", "_head", "_size", "keep_alive", "response_complete")
+    __slots__ = (
+        "_app",
+        "_come_bytes",
+        "_connection",
+        "_deadline_timer",
+        "_gate",
+        "_head",
+        "_more",
+        "_size",
+        "keep_alive",
+        "response_complete",
+    )
 
     def __init__(
         self,
@@ -89,21 +104,47 @@ class _HotCall(Call):
         """Runs while the body is on its way and did not come with the head."""
         self._size = size
         """Bytes reserved at the gate."""
+        self._more: list[bytes] | None = None
+        """Of the body, behind its first part."""
+        self._come_bytes = 0
+        """Of the body; without its first part until something is waited for."""
         self.response_complete = False
         parser = connection.parser
         self.keep_alive = parser.should_keep_alive() and parser.get_http_version() != "1.0"
-        """uvicorn's server sets it False when it shuts down."""
+        """The connection sets it False when no more is asked on it."""
 
     def body_received(self, part: bytes) -> None:
-        self.body = self.body + part if self.body else part
+        if not self.body:
+            self.body = part
+            return
+        if self._more is None:
+            self._more = []
+        self._more.append(part)
+        self._come_bytes += len(part)
 
     def wait_for_body(self) -> None:
+        """From now on only what has come is reserved: who announces much and sends nothing takes nobody's room."""
+        room = self._gate.room
         if self._deadline_timer is None:
             left_s = self._gate.left_s(self.deadline_ns)
             self._deadline_timer = asyncio.get_running_loop().call_later(left_s, self._body_overdue)
+            self._come_bytes += len(self.body)
+            room.release(self._size - self._come_bytes)
+        else:
+            room.take(self._come_bytes - self._size)
+        self._size = self._come_bytes
+        if room.is_over:
+            gate = self._gate
+            self.give_up_body(refusals.queue_full(gate.key, gate.pending, gate.retry_after_s()))
 
     def complete(self) -> None:
-        self._cancel_timer()
+        if self._more is not None:
+            self.body = b"".join((self.body, *self._more))
+            self._more = None
+        if self._deadline_timer is not None:
+            self._cancel_timer()
+            self._gate.room.take(len(self.body) - self._size)
+            self._size = len(self.body)
         head = self._head
         self.client_id = head.client_id
         self.trace_id = head.trace_id
@@ -121,11 +162,15 @@ class _HotCall(Call):
         else:
             self.leave()
 
-    def _body_overdue(self) -> None:
-        self._deadline_timer = None
+    def give_up_body(self, error: ServeError) -> None:
+        self._cancel_timer()
         self._gate.room.release(self._size)
         self.keep_alive = False
-        self.refuse(self._gate.upload_timeout())
+        self.refuse(error)
+
+    def _body_overdue(self) -> None:
+        self._deadline_timer = None
+        self._connection.give_up_body(self._gate.upload_timeout())
 
     def _cancel_timer(self) -> None:
         if self._deadline_timer is not None:

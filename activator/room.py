@@ -3,68 +3,88 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
-from collections.abc import Callable
+
+PART_BYTES = 64 * 1024
 
 
 class Room:
     """A byte bound with a fair line. Owned by the event loop.
 
-    A body larger than the whole bound gets in when nothing else is held. Whoever leaves the line, or is called and
-    leaves, passes the call on: nobody behind waits for it.
+    What has come is counted, whatever the bound says, since it is there; what has not come is not read beyond the
+    bound. Bodies that are half there would wait for each other for ever where they fill the room among themselves:
+    then the first in line is read on, alone. So the bound is exceeded by one body at most, and by what one read
+    brings of each body that is being read. Who leaves the line, or is called and leaves, passes the call on.
     """
 
-    __slots__ = ("_line", "held_bytes", "limit_bytes")
+    __slots__ = ("_line", "_part_bytes", "_stuck_bytes", "held_bytes", "limit_bytes")
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, part_bytes: int = PART_BYTES) -> None:
         self.limit_bytes = limit_bytes
         self.held_bytes = 0
-        self._line: deque[asyncio.Future[None]] = deque()
+        self._part_bytes = part_bytes
+        """Taken for who is called from the line, until it is known what comes: not all there are called at once."""
+        self._line: deque[tuple[asyncio.Future[int], int]] = deque()
+        self._stuck_bytes = 0
+        """Held by those who wait in line for room for more."""
+
+    @property
+    def is_over(self) -> bool:
+        """More is held than should be."""
+        return self.held_bytes > self.limit_bytes
+
+    @property
+    def waiting(self) -> int:
+        """How many wait in line."""
+        return len(self._line)
 
     def try_reserve(self, size: int) -> bool:
-        """Reserve `size` bytes if that needs no waiting."""
-        if self._line or not self._fits(size):
+        """Take `size` bytes, which are to come at once, if nobody waits and they fit; alone anything does."""
+        if self._line or (self.held_bytes and self.held_bytes + size > self.limit_bytes):
             return False
         self.held_bytes += size
         return True
 
-    async def reserve(self, size: int, timeout_s: float) -> None:
-        """Reserve `size` bytes as soon as they fit. Raise TimeoutError."""
-        if self.try_reserve(size):
-            return
-        async with asyncio.timeout(max(0.0, timeout_s)):
-            await self._turn(self._line.append)
-            while not self._fits(size):
-                await self._turn(self._line.appendleft)  # called too early: it keeps its place
+    def take(self, size: int) -> None:
+        """Count bytes that have come."""
         self.held_bytes += size
-        if self.held_bytes < self.limit_bytes:
-            self._call_next()
 
     def release(self, size: int) -> None:
         """Give bytes back: the call is done, or its body never came."""
         self.held_bytes -= size
         if self._line:
-            self._call_next()
+            self._call()
 
-    async def _turn(self, join: Callable[[asyncio.Future[None]], None]) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        join(turn)
+    async def wait(self, mine: int, timeout_s: float, *, again: bool = False) -> int:
+        """Return when more may be read by one who holds `mine` bytes already, and what was taken for that.
+
+        Who was called before goes before the others, so that what is begun is ended. Raise TimeoutError.
+        """
+        if not self._line and self.held_bytes < self.limit_bytes:
+            return 0
+        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        place = (turn, mine)
+        (self._line.appendleft if again else self._line.append)(place)
+        self._stuck_bytes += mine
+        self._call()
         try:
-            await turn
+            async with asyncio.timeout(max(0.0, timeout_s)):
+                return await turn
         except BaseException:
-            with contextlib.suppress(ValueError):
-                self._line.remove(turn)
-            # Whoever is behind may fit where this one did not.
-            self._call_next()
+            if turn.done() and not turn.cancelled():
+                self.release(turn.result())
+            elif place in self._line:
+                self._line.remove(place)
+                self._stuck_bytes -= mine
+                self._call()  # who is behind may be the first now
             raise
 
-    def _fits(self, size: int) -> bool:
-        return not self.held_bytes or self.held_bytes + size <= self.limit_bytes
-
-    def _call_next(self) -> None:
-        while self._line:
-            turn = self._line.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
+    def _call(self) -> None:
+        while self._line and (
+            self.held_bytes + self._part_bytes <= self.limit_bytes or self.held_bytes == self._stuck_bytes
+        ):
+            turn, mine = self._line.popleft()
+            self._stuck_bytes -= mine
+            if not turn.done():  # cancelled, and about to leave
+                self.held_bytes += self._part_bytes
+                turn.set_result(self._part_bytes)

@@ -120,7 +120,7 @@ class Router:
         deadline_ns = now_ns + int(timeout_s * NS_PER_S)
         call = AwaitedCall(self._ids.next(), key, body, Codec.OIP, json_length, now_ns, deadline_ns, deadline_ns)
         call.is_probe = True
-        await gate.reserve(len(body), deadline_ns)
+        gate.room.take(len(body))
         try:
             gate.submit(call)
         except ServeError:

@@ -1,39 +1,34 @@
-"""The HTTP server in front of everything: uvicorn's protocol, with what it lacks.
+"""The HTTP protocol in front of everything: uvicorn's, with what it lacks.
 
 An answer leaves in one write without passing header lists through ASGI; a handler hears at once that its client left;
-small inference requests take the hot path, without a task, a scope or an event each; and the server sleeps on an
-event instead of waking ten times a second, so that a platform at rest uses no CPU.
+small inference requests take the hot path, without a task, a scope or an event each.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
-import math
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
-import httptools
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from activator.answer import write_answer
-from activator.reading import RequestReader
+from activator.crowd import Crowd
+from activator.limits import PIPELINED, Limits
+from activator.watch import WatchedReader
+from serve.core.errors import Draining, QueueFull, ServeError
 
 CYCLE = "serve.cycle"
 """Key in the ASGI scope: the cycle of this request, for `respond` and `on_leave`."""
 ON_LEAVE = "serve.on_leave"
 """Key in the ASGI scope: a callable for when the client goes away before its answer."""
-KEEP_ALIVE_S = 75
-_BACKLOG = 4096
 
 
 class HotRequest(Protocol):
     """A request on the hot path. Stands in for uvicorn's cycle while it is the connection's current one."""
 
     response_complete: bool
+    keep_alive: bool
 
     def body_received(self, part: bytes) -> None: ...
 
@@ -42,6 +37,9 @@ class HotRequest(Protocol):
 
     def complete(self) -> None:
         """The whole request is there."""
+
+    def give_up_body(self, error: ServeError) -> None:
+        """The rest of the body will not be read: answer with `error`."""
 
     def client_left(self) -> None: ...
 
@@ -53,23 +51,16 @@ class HotPath(Protocol):
         """Take the request whose head was just read, or return None: then it goes through ASGI."""
 
 
-class FrontDoorProtocol(RequestReader):
+class FrontDoorProtocol(WatchedReader):
     """One client connection."""
 
-    def __init__(self, *args: Any, hot_path: HotPath | None = None, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, *args: Any, hot_path: HotPath | None, crowd: Crowd, limits: Limits, **options: Any) -> None:
+        super().__init__(*args, limits=limits, **options)
         self._hot_path = hot_path
+        self._crowd = crowd
         self._hot: HotRequest | None = None
         """The hot request whose body is being read."""
         self._active: RequestResponseCycle | HotRequest | None = None
-        self._idle_since_s = 0.0
-        self._unread_bytes = 0
-        """What the client had not taken of its answer when that was last looked at."""
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._hot is not None:
-            self._hot.wait_for_body()
 
     # Parser callbacks: what uvicorn prepares for ASGI is prepared only for requests that go there.
 
@@ -80,15 +71,21 @@ class FrontDoorProtocol(RequestReader):
                 self._hot = self._active = hot
                 self.cycle = hot  # type: ignore[assignment]
                 return
+        self.check_head()
+        if len(self.pipeline) >= PIPELINED:
+            raise QueueFull(
+                f"More than {PIPELINED} requests wait on this connection: wait for answers before sending more",
+                retry_after_s=1.0,
+            )
         url, headers = self.url, self.headers
-        if httptools.parse_url(url).path is None:
-            raise httptools.HttpParserInvalidURLError("a URL without a path")  # uvicorn relies on one
         HttpToolsProtocol.on_message_begin(self)
         self.url, self.headers[:] = url, headers
         self.expect_100_continue = any(
             name == b"expect" and value.lower() == b"100-continue" for name, value in headers
         )
         HttpToolsProtocol.on_headers_complete(self)
+        if self._crowd.is_draining:
+            self.cycle.keep_alive = False
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
         scope[CYCLE] = self.cycle
 
@@ -100,17 +97,40 @@ class FrontDoorProtocol(RequestReader):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._is_partial = False
         hot, self._hot = self._hot, None
         if hot is not None:
             hot.complete()
         elif not self.parser.should_upgrade():
             super().on_message_complete()
 
+    def _part_received(self) -> None:
+        super()._part_received()
+        if self._hot is not None:
+            self._hot.wait_for_body()
+
+    def give_up_body(self, error: ServeError) -> None:
+        hot, self._hot = self._hot, None
+        if hot is not None:
+            hot.give_up_body(error)
+            return
+        cycle = self.cycle
+        if cycle is not self._active:
+            self.pipeline.popleft()  # the last that came
+        elif cycle.response_started:
+            self.transport.abort()
+            return
+        else:
+            cycle.response_started = cycle.response_complete = True
+            self._dismiss(cycle)
+        self.say_at_last(error)
+
     # Connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._rest()
+        self.rest()
+        self._crowd.came(self)
 
     @property
     def is_owing(self) -> bool:
@@ -120,63 +140,106 @@ class FrontDoorProtocol(RequestReader):
         self._active = cycle
         super()._start_asgi_task(cycle, app)
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Return whether the connection stays open for answers: the client sent what it had to send."""
+        if self._is_partial or self.transport.is_closing() or not self.is_owing:
+            return False
+        self.cycle.keep_alive = False
+        active = self._active
+        is_silent = not (isinstance(active, RequestResponseCycle) and active.response_started)
+        if not self._is_half_closed and is_silent and self.parser.get_http_version() != "1.0":
+            self.probe()
+        self._is_half_closed = True
+        return True
+
     def connection_lost(self, exc: Exception | None) -> None:
         active = self._active
         if isinstance(active, RequestResponseCycle):
             super().connection_lost(exc)
             if not active.response_complete:
-                active.disconnected = True
-                active.message_event.set()
-                on_leave: Callable[[], None] | None = active.scope.get(ON_LEAVE)  # type: ignore[assignment]
-                if on_leave is not None:
-                    on_leave()
+                self._dismiss(active)
         else:
             self.cycle = None  # type: ignore[assignment]
             super().connection_lost(exc)
             if active is not None and not active.response_complete:
                 active.client_left()
-        if self.timeout_keep_alive_task is not None:
-            self.timeout_keep_alive_task.cancel()
+        self.unwatch()
         self.pipeline.clear()
         self._active = None
+        self._crowd.left(self)
+
+    def _dismiss(self, cycle: RequestResponseCycle) -> None:
+        """Tell a handler that its client is gone."""
+        cycle.disconnected = True
+        cycle.message_event.set()
+        on_leave: Callable[[], None] | None = cycle.scope.get(ON_LEAVE)  # type: ignore[assignment]
+        if on_leave is not None:
+            on_leave()
 
     def on_response_complete(self) -> None:
-        if self.pipeline or self.transport.is_closing():
-            super().on_response_complete()
-            return
-        self.server_state.total_requests += 1
-        self.flow.resume_reading()
-        self._rest()
+        if self.transport.is_closing():
+            if self.transport.get_write_buffer_size():
+                self.look_within(self.limits.stall_s)
+        elif self._active is not None and not self._active.keep_alive:
+            self.end()
+        elif self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._last_words is not None:
+            self._say_last_words(self._last_words)
+        else:
+            self.flow.resume_reading()
+            self.rest()
 
-    def _rest(self) -> None:
-        """Nothing is asked now: the time begins in which the next request should come."""
-        self._idle_since_s = self.loop.time()
-        if self.timeout_keep_alive_task is None:
-            self._look_after(self.timeout_keep_alive)
-
-    # One keep-alive timer a connection, looked at when it fires, instead of one set and cancelled for every request.
+    # uvicorn's own keep-alive timer is not used.
 
     def _unset_keepalive_if_required(self) -> None:
         pass
 
-    def timeout_keep_alive_handler(self) -> None:
-        self.timeout_keep_alive_task = None
-        idle_s = self.loop.time() - self._idle_since_s
-        is_busy = self.cycle is not None and not self.cycle.response_complete
-        if not is_busy and idle_s < self.timeout_keep_alive - 0.01:
-            self._look_after(self.timeout_keep_alive - idle_s)
-            return
-        unread_bytes, before_bytes = self.transport.get_write_buffer_size(), self._unread_bytes
-        self._unread_bytes = unread_bytes
-        if unread_bytes and unread_bytes == before_bytes:
-            self.transport.abort()  # nothing of the answer was taken all this time
-        elif unread_bytes or (is_busy and not self.transport.is_closing()):
-            self._look_after(self.timeout_keep_alive)
-        elif not self.transport.is_closing():
+    # Answers that are not taken
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.look_within(self.limits.stall_s)
+        self._crowd.reads_slowly(self)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._crowd.reads_on(self)
+
+    # Being told to go
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether the connection may be closed for another's sake: nothing is owed, and no answer is on its way."""
+        return not (self.is_owing or self.transport.is_closing() or self.transport.get_write_buffer_size())
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a part of a request is there."""
+        return self._is_partial and not self.transport.is_closing()
+
+    def turn_away(self, error: ServeError) -> None:
+        """Answer what will be asked here before it comes."""
+        self._is_partial = True  # so that it is read, and the answer seen
+        self.refuse(error)
+
+    def shutdown(self) -> None:
+        """What is asked gets its answer, and no more is asked here."""
+        if self.is_owing:
+            self.cycle.keep_alive = False
+        elif self.transport.get_write_buffer_size():
+            self._look_at_answer(self.loop.time(), self.limits.stall_s)
             self.transport.close()
 
-    def _look_after(self, delay_s: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(delay_s, self.timeout_keep_alive_handler)
+    def end_grace(self) -> None:
+        """Requests that are not wholly there are told so; answers that nobody takes are dropped."""
+        if self._is_partial and not self._is_deaf:
+            error = Draining("The platform is shutting down; retry in a moment", retry_after_s=1.0)
+            if self._is_in_head:
+                self.refuse(error)
+            else:
+                self.give_up_body(error)
+        self._look_at_answer(self.loop.time(), self.limits.drain_grace_s)
 
 
 async def respond(cycle: RequestResponseCycle, status: int, headers: bytes, body: bytes | memoryview) -> None:
@@ -197,60 +260,3 @@ async def respond(cycle: RequestResponseCycle, status: int, headers: bytes, body
     cycle.response_complete = True
     cycle.message_event.set()
     cycle.on_response()
-
-
-class FrontDoor(uvicorn.Server):
-    """Serves one ASGI app on given sockets until `stop`. Signals are the platform's business, not this server's."""
-
-    def __init__(self, app: Any, hot_path: HotPath | None = None) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=functools.partial(FrontDoorProtocol, hot_path=hot_path),  # type: ignore[arg-type]
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                date_header=True,
-                backlog=_BACKLOG,
-                timeout_keep_alive=KEEP_ALIVE_S,
-            )
-        )
-        self._stopping = asyncio.Event()
-
-    async def run_until_stopped(self, sockets: list[socket.socket], drain_timeout_s: float) -> None:
-        """Accept on `sockets`; after `stop`, finish what is in flight for at most `drain_timeout_s`.
-
-        A second more remains for the answers that say so when time is up.
-        """
-        self.config.timeout_graceful_shutdown = math.ceil(drain_timeout_s) + 1
-        await self.serve(sockets=sockets)
-
-    def stop(self) -> None:
-        """Close the listeners and idle connections; answers under way may finish."""
-        self.should_exit = True
-        self._stopping.set()
-
-    async def main_loop(self) -> None:
-        await self._stopping.wait()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Raise OSError (EADDRINUSE: the port is busy)."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-        sock.listen(_BACKLOG)
-        sock.setblocking(False)
-    except OSError:
-        sock.close()
-        raise
-    return sock

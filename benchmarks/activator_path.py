@@ -23,8 +23,9 @@ import uvloop
 
 from activator.accounts import Accounts
 from activator.app import Activator
+from activator.door import FrontDoor
 from activator.router import Router
-from activator.server import FrontDoor, FrontDoorProtocol
+from activator.server import FrontDoorProtocol
 from billing.journal import Journal
 from billing.prices import PriceBook, Prices
 from serve.core.clock import SystemClock
@@ -119,11 +120,10 @@ def build(folder: Path) -> tuple[FrontDoorProtocol, Looped, Nowhere]:
     ready = Ready(clock.monotonic_ns(), "onnxruntime_onnx", "1", _SPEC, _SPEC, True, 1, 1)
     router.replica_ready(replica_id, link, ready, {})
     door = FrontDoor(activator, activator.hot_path)
-    door.config.load()
-    protocol = door.config.http_protocol_class(config=door.config, server_state=door.server_state, app_state={})  # type: ignore[call-arg]
+    protocol = door.connection()
     transport = Nowhere()
     protocol.connection_made(cast("asyncio.Transport", transport))
-    return cast("FrontDoorProtocol", protocol), link, transport
+    return protocol, link, transport
 
 
 def rounds(protocol: FrontDoorProtocol, link: Looped, count: int) -> list[float]:

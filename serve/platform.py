@@ -26,9 +26,10 @@ from pydantic import ValidationError
 
 from activator.accounts import Accounts
 from activator.app import Activator
+from activator.door import FrontDoor, listen
 from activator.head import error_headers
 from activator.router import Router
-from activator.server import CYCLE, FrontDoor, listen, respond
+from activator.server import CYCLE, respond
 from autoscaler.drivers.base import Driver, DriverError
 from autoscaler.drivers.exec import ExecDriver
 from autoscaler.drivers.local import LocalDriver

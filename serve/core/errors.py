@@ -100,8 +100,14 @@ class QueueFull(ServeError):
     status, code = 503, "queue_full"
 
 
+class TooManyConnections(ServeError):
+    """Of which none could be closed for another's sake."""
+
+    status, code = 503, "too_many_connections"
+
+
 class UploadTimeout(ServeError):
-    """The body was not there at the deadline."""
+    """The body was not there at the deadline, or nothing of the request came for too long."""
 
     status, code = 408, "upload_timeout"
 

@@ -14,8 +14,9 @@ import httpx
 
 from activator.accounts import Accounts
 from activator.app import Activator
+from activator.door import FrontDoor, listen
+from activator.limits import Limits
 from activator.router import Router
-from activator.server import FrontDoor, listen
 from billing.journal import Journal, Problem, journal_files, read_journal_file
 from billing.prices import PriceBook, Prices
 from serve.core.clock import SystemClock
@@ -162,6 +163,7 @@ class Harness:
         self.url = ""
         self.links: dict[ReplicaId, FrameLink] = {}
         self.tasks: asyncio.TaskGroup
+        self.door: FrontDoor
 
     def deploy(self, name: str = "m", number: int = 1, **settings: Any) -> RevisionKey:
         settings = {"concurrency": 4} | settings
@@ -223,11 +225,13 @@ class Harness:
 
 
 @contextlib.asynccontextmanager
-async def harness(tmp_path: Path, body_limit_bytes: int = 1 << 20) -> AsyncIterator[Harness]:
+async def harness(
+    tmp_path: Path, body_limit_bytes: int = 1 << 20, limits: Limits | None = None
+) -> AsyncIterator[Harness]:
     it = Harness(tmp_path, body_limit_bytes)
     sock = listen("127.0.0.1", 0)
     it.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    door = FrontDoor(it.activator, it.activator.hot_path)
+    it.door = door = FrontDoor(it.activator, it.activator.hot_path, limits)
     async with asyncio.TaskGroup() as tasks:
         it.tasks = tasks
         server = tasks.create_task(door.run_until_stopped([sock], 1.0))

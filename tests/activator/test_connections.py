@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from activator.limits import Limits
 from activator.server import FrontDoorProtocol
 from tests.activator.harness import BODY, Harness, harness, until
 
+QUICK = Limits(head_s=0.2, stall_s=0.2, keep_alive_s=0.2, drain_grace_s=0.2)
 _HEAD = b"POST /v2/models/m/infer HTTP/%b\r\nhost: x\r\n%bcontent-length: %d\r\n\r\n"
 
 
@@ -70,13 +72,12 @@ async def test_what_follows_a_chunked_body_is_bounded_too(tmp_path: Path, traile
         writer.close()
 
 
-@pytest.mark.parametrize("said", [b"", b"POST /v2/mod"], ids=["nothing", "half a head"])
-async def test_a_connection_on_which_no_request_comes_is_closed(
-    tmp_path: Path, said: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("activator.server.KEEP_ALIVE_S", 0.2)
-    async with harness(tmp_path) as it:
-        assert await _until_closed(it, said) == b""
+@pytest.mark.parametrize(
+    ("said", "answer"), [(b"", b""), (b"POST /v2/mod", b"HTTP/1.1 408 ")], ids=["nothing", "half a head"]
+)
+async def test_a_connection_on_which_no_request_comes_is_closed(tmp_path: Path, said: bytes, answer: bytes) -> None:
+    async with harness(tmp_path, limits=QUICK) as it:
+        assert (await _until_closed(it, said)).startswith(answer)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,6 @@ async def test_a_connection_on_which_no_request_comes_is_closed(
 async def test_an_answer_that_nobody_reads_is_dropped_in_the_end(
     tmp_path: Path, more: bytes, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("activator.server.KEEP_ALIVE_S", 0.2)
     ended = []
     lost = FrontDoorProtocol.connection_lost
 
@@ -96,16 +96,15 @@ async def test_an_answer_that_nobody_reads_is_dropped_in_the_end(
         lost(self, exc)
 
     monkeypatch.setattr(FrontDoorProtocol, "connection_lost", connection_lost)
-    async with harness(tmp_path) as it:
+    async with harness(tmp_path, limits=QUICK) as it:
         (await it.start(it.deploy())).auto = lambda inside: inside.answer(body=b"x" * (16 << 20))
         with socket.create_connection(("127.0.0.1", int(it.url.rsplit(":", 1)[1]))) as sock:
             sock.sendall((_HEAD % (b"1.1", more, len(BODY)) + BODY) * count)
             await until(lambda: bool(ended))
 
 
-async def test_an_answer_that_is_read_slowly_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("activator.server.KEEP_ALIVE_S", 0.2)
-    async with harness(tmp_path) as it:
+async def test_an_answer_that_is_read_slowly_arrives_whole(tmp_path: Path) -> None:
+    async with harness(tmp_path, limits=QUICK) as it:
         (await it.start(it.deploy())).auto = lambda inside: inside.answer(body=b"x" * (16 << 20))
         reader, writer = await _dial(it)
         writer.write(_HEAD % (b"1.1", b"", len(BODY)) + BODY)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import socket
+import zlib
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -148,8 +150,21 @@ def test_a_bare_tensor_without_json_is_answered_or_refused_by_its_size(shared: R
     refused(shared.infer("digits", pixels(THREE)[:-2], inference_header_content_length="0"), 400, "bad_request")
 
 
-def test_compressed_bodies_are_501_with_the_remedy(shared: RunningPlatform) -> None:
-    refused(shared.infer("digits", THREE, content_encoding="gzip"), 501, "unsupported", "Content-Encoding")
+def test_compressed_bodies_are_unpacked_and_what_is_not_what_it_says_is_refused(shared: RunningPlatform) -> None:
+    plain = json.dumps(THREE).encode()
+    for packed, coding in ((gzip.compress(plain), "gzip"), (zlib.compress(plain), "deflate")):
+        answer = shared.infer("digits", packed, content_encoding=coding)
+        assert labels(answer.json()) == [3]
+    body, headers = binary(THREE)
+    assert shared.infer("digits", gzip.compress(body), content_encoding="gzip", **headers).status_code == 200
+    refused(shared.infer("digits", plain, content_encoding="gzip"), 400, "bad_request", "Content-Encoding")
+    refused(shared.infer("digits", plain, content_encoding="zstd"), 501, "unsupported", "Content-Encoding")
+
+
+def test_a_body_that_unpacks_to_more_than_the_limit_is_413(shared: RunningPlatform) -> None:
+    bomb = gzip.compress(b" " * (100 * MIB), 1)
+    assert len(bomb) < MIB
+    refused(shared.infer("digits", bomb, content_encoding="gzip"), 413, "too_large", "SERVE_BODY_LIMIT")
 
 
 def test_a_body_over_the_limit_is_413_announced_or_not(shared: RunningPlatform) -> None:
