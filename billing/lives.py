@@ -13,12 +13,13 @@ import orjson
 
 from billing.attribute import Parts
 from billing.spans import Span, difference
+from billing.tenures import Timeline
 from serve.core.clock import NS_PER_US
 
 _NOTHING = Parts(0, 0, 0, 0, 0)
 
 _STATES = """
-    SELECT lives.*, states.mono_ns, cold_us, billed_us, lost_us, idle_us, drain_us, exit_reason, estimated,
+    SELECT lives.*, states.mono_ns, cold_us, billed_us, lost_us, idle_us, drain_us, exit_reason, estimated, bounded,
            lives.writer IN (SELECT writer FROM main.gone) AS writer_gone
     FROM main.lives JOIN main.states USING (replica) ORDER BY replica, mono_ns"""
 _ANSWERED_BY_OPEN = """
@@ -44,6 +45,7 @@ class Known(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class RecordedLife:
     replica: str
+    writer: str
     deployment: str
     revision: int
     labels: dict[str, str]
@@ -53,6 +55,8 @@ class RecordedLife:
     assigned_wall_ns: int
     state: LifeState
     estimated: bool
+    bounded: bool
+    """Its replica reported figures that cannot be."""
     known: list[Known]
     """In order of time; at least one."""
 
@@ -60,13 +64,15 @@ class RecordedLife:
     def last(self) -> Known:
         return self.known[-1]
 
-    def spans(self) -> Iterator[Span]:
-        """Yield what happened between known moments, on the wall clock as it stood at assignment."""
+    def spans(self, timeline: Timeline | None = None) -> Iterator[Span]:
+        """Yield what happened between known moments, by the wall clock; parts are those of `Parts`.
+
+        Without a timeline of its writer, by the wall clock as it stood at assignment.
+        """
+        clock = timeline or Timeline([(self.assigned_mono_ns, self.assigned_wall_ns)])
         before = Known(self.assigned_mono_ns, _NOTHING)
-        shift_ns = self.assigned_wall_ns - self.assigned_mono_ns
         for known in self.known:
-            parts = difference(known.parts, before.parts)
-            yield Span(before.mono_ns + shift_ns, known.mono_ns + shift_ns, parts)
+            yield from clock.on_the_wall(Span(before.mono_ns, known.mono_ns, difference(known.parts, before.parts)))
             before = known
 
 
@@ -101,6 +107,7 @@ def _life(rows: list[sqlite3.Row], answered: dict[str, list[int]]) -> RecordedLi
         known.append(Known(first["assigned_mono_ns"] + parts.life_us * NS_PER_US, parts))
     return RecordedLife(
         replica=first["replica"],
+        writer=first["writer"],
         deployment=first["deployment"],
         revision=first["revision"],
         labels=orjson.loads(first["labels"]),
@@ -110,6 +117,7 @@ def _life(rows: list[sqlite3.Row], answered: dict[str, list[int]]) -> RecordedLi
         assigned_wall_ns=first["assigned_wall_ns"],
         state=state,
         estimated=bool(last["estimated"]) or state is LifeState.ABANDONED,
+        bounded=bool(last["bounded"]),
         known=known,
     )
 

@@ -21,8 +21,8 @@ import orjson
 from billing.grouping import Grouping
 from billing.ledger import reading
 from billing.lives import RecordedLife, read_lives
+from billing.machine_report import MachineBooks, MachineReport
 from billing.prices import PriceBook, Prices, apportion
-from billing.spans import cut, multiples_between
 
 PARTS = ("cold", "billed", "lost", "idle", "drain")
 _CORES_CHARGED = frozenset({"cold", "billed", "lost"})
@@ -90,6 +90,7 @@ class Report:
     currency: str
     rows: list[Row]
     total: Row
+    machine: MachineReport
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -99,6 +100,7 @@ class Report:
             "currency": self.currency,
             "rows": [row.as_json() for row in self.rows],
             "total": self.total.as_json(),
+            "machine": self.machine.as_json(),
         }
 
     def as_csv(self) -> str:
@@ -139,12 +141,22 @@ def report(ledger: Path, by: str, since_ns: int | None, until_ns: int | None, pr
     end_ns = _LATEST_NS if until_ns is None else max(_EARLIEST_NS, min(until_ns, _LATEST_NS))
     tallies: defaultdict[str | None, _Tally] = defaultdict(_Tally)
     with reading(ledger) as connection:
+        machine = MachineBooks(connection, prices, begin_ns, end_ns)
         for life in read_lives(connection):
-            _add_life(tallies, grouping, life, begin_ns, end_ns, prices)
+            _add_life(tallies, grouping, life, machine)
         for period_begin_ns, period_end_ns, entry in _price_periods(prices, begin_ns, end_ns):
             _add_requests(tallies, grouping, connection, period_begin_ns, period_end_ns, entry)
-    rows = _rounded(tallies)
-    return Report(by, since_ns, until_ns, prices.currency, rows, _total(rows))
+        rows = _rounded(tallies)
+        total = _total(rows)
+        return Report(
+            by,
+            since_ns,
+            until_ns,
+            prices.currency,
+            rows,
+            total,
+            machine.report(total.total_nano - total.cost_nano[_FEE]),
+        )
 
 
 def request(ledger: Path, request_id: str) -> dict[str, Any] | None:
@@ -188,32 +200,22 @@ def _request_cost(record: dict[str, Any], price: sqlite3.Row | None) -> dict[str
 
 
 def _add_life(
-    tallies: defaultdict[str | None, _Tally],
-    grouping: Grouping,
-    life: RecordedLife,
-    begin_ns: int,
-    end_ns: int,
-    prices: PriceBook,
+    tallies: defaultdict[str | None, _Tally], grouping: Grouping, life: RecordedLife, machine: MachineBooks
 ) -> None:
     def tally(wall_ns: int) -> _Tally:
         return tallies[grouping.key(life.deployment, life.revision, life.labels, wall_ns)]
 
-    if begin_ns <= life.assigned_wall_ns < end_ns:
-        tally(life.assigned_wall_ns).row.replicas += 1
-    for span in life.spans():
-        borders_ns = [begin_ns, end_ns, *prices.changes_ns()]
-        if grouping.bucket_ns:
-            borders_ns += multiples_between(span.begin_ns, span.end_ns, grouping.bucket_ns)
-        for piece in cut(span, borders_ns):
-            if not (begin_ns <= piece.begin_ns < end_ns and any(piece.parts)):
-                continue
-            target, entry = tally(piece.begin_ns), prices.at(piece.begin_ns)
-            for part, us in zip(PARTS, piece.parts, strict=True):
-                core_us, mib_us = life.cores * us, life.memory_mib * us
-                target.row.core_us[part] += core_us
-                target.row.mib_us[part] += mib_us
-                charged_core_us = core_us if part in _CORES_CHARGED else 0
-                target.numerators[part] += entry.cost_numerator(charged_core_us, mib_us)
+    assigned_ns = machine.assigned_wall_ns(life)
+    if machine.begin_ns <= assigned_ns < machine.end_ns:
+        tally(assigned_ns).row.replicas += 1
+    for piece, entry in machine.pieces(life, grouping.bucket_ns):
+        target = tally(piece.begin_ns)
+        for part, us in zip(PARTS, piece.parts, strict=True):
+            core_us, mib_us = life.cores * us, life.memory_mib * us
+            target.row.core_us[part] += core_us
+            target.row.mib_us[part] += mib_us
+            charged_core_us = core_us if part in _CORES_CHARGED else 0
+            target.numerators[part] += entry.cost_numerator(charged_core_us, mib_us)
 
 
 def _add_requests(

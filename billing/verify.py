@@ -13,10 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from billing.journal import journal_files
+from billing.kills import maybe_unsent, torn_tails
 from billing.ledger import Ledger, reading
 from billing.lives import LifeState, RecordedLife, read_lives
+from billing.machine_report import MachineReport
 from billing.schema import DERIVED_TABLES
+from billing.verify_machine import MachineProof
 from serve.core.clock import NS_PER_US
 
 _MOST_SENTENCES = 1000
@@ -28,8 +30,11 @@ _SUMS = "SELECT replica, sum(busy_us), sum(cold_us), count(*) FROM main.requests
 class Verification:
     lives: int
     requests: int
+    machine: MachineReport
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    maybe_unsent: list[str] = field(default_factory=list)
+    """Ids of requests that a kill left recorded, while nobody knows whether their answers left."""
 
     @property
     def ok(self) -> bool:
@@ -42,6 +47,8 @@ class Verification:
             "requests": self.requests,
             "problems": self.problems,
             "notes": self.notes,
+            "maybe_unsent": self.maybe_unsent,
+            "machine": self.machine.as_json(with_costs=False),
         }
 
 
@@ -57,30 +64,45 @@ def verify(ledger: Path, journal: Path) -> Verification:
         with closing(Ledger(again)) as derived, reading(ledger, again) as connection:
             limits = {(row["writer"], row["file"]): row["offset"] for row in connection.execute(_OFFSETS)}
             derived.ingest(journal, limits)
-            lives, requests = _check_lives(connection, problems, notes)
+            proof = MachineProof(connection)
+            lives, requests, abandoned = _check_lives(connection, proof, problems, notes)
+            machine = proof.conclude(problems)
             problems += [
                 f"{row['writer']}/{row['file']} at byte {row['offset']}: {row['sentence']}"
                 for row in connection.execute("SELECT * FROM main.problems")
             ]
             problems += _missing_files(limits, derived.offsets())
             problems += _differences(connection)
-            notes += _torn_tails(connection, journal, limits)
-    return Verification(lives, requests, problems[:_MOST_SENTENCES], notes[:_MOST_SENTENCES])
+            notes += torn_tails(connection, journal, limits)
+            unsent = maybe_unsent(connection, proof.until_mono_ns, abandoned)
+            notes += [_unsent_sentence(writer, ids) for writer, ids in unsent.items()]
+    ids = [request_id for found in unsent.values() for request_id in found]
+    return Verification(lives, requests, machine, problems[:_MOST_SENTENCES], notes[:_MOST_SENTENCES], ids)
 
 
-def _check_lives(connection: sqlite3.Connection, problems: list[str], notes: list[str]) -> tuple[int, int]:
-    """Append what is wrong or remarkable with lives; return how many lives and requests there are."""
+def _check_lives(
+    connection: sqlite3.Connection, proof: MachineProof, problems: list[str], notes: list[str]
+) -> tuple[int, int, set[str]]:
+    """Append what is wrong or remarkable with lives; return the number of lives, of requests, and killed writers."""
     sums = {replica: (busy_us, cold_us, count) for replica, busy_us, cold_us, count in connection.execute(_SUMS)}
     requests = sum(count for *_, count in sums.values())
     lives = 0
+    abandoned: set[str] = set()
     for life in read_lives(connection):
         lives += 1
+        proof.add(life)
+        if life.state is LifeState.ABANDONED:
+            abandoned.add(life.writer)
         busy_us, cold_us, _ = sums.pop(life.replica, (0, 0, 0))
         problems += _broken_laws(life, busy_us, cold_us)
         if life.estimated:
             notes.append(f"{life.replica}: {_why_estimated(life)}")
+        if life.bounded:
+            notes.append(
+                f"{life.replica}: it reported figures that cannot be; they were bounded by what the platform saw"
+            )
     problems += [f"{replica}: has requests, but no record of its life" for replica in sums]
-    return lives, requests
+    return lives, requests, abandoned
 
 
 def _broken_laws(life: RecordedLife, busy_us: int, cold_us: int) -> Iterator[str]:
@@ -123,9 +145,5 @@ def _differences(connection: sqlite3.Connection) -> Iterator[str]:
                 yield sentence.format(count, table)
 
 
-def _torn_tails(connection: sqlite3.Connection, journal: Path, limits: dict[tuple[str, str], int]) -> Iterator[str]:
-    gone = {writer for (writer,) in connection.execute("SELECT writer FROM main.gone")}
-    for writer, file, path in journal_files(journal):
-        torn_bytes = path.stat().st_size - limits.get((writer, file), 0)
-        if writer in gone and torn_bytes:
-            yield f"{writer}/{file}: its last {torn_bytes} bytes are an incomplete record; its writer was killed"
+def _unsent_sentence(writer: str, ids: list[str]) -> str:
+    return f"{writer} was killed when it wrote {', '.join(ids)}: nobody knows whether the answers left"

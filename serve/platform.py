@@ -42,6 +42,7 @@ from cache.store import ModelStore
 from serve.control.app import ControlPlane, Surroundings
 from serve.control.books import LedgerBooks
 from serve.control.ledger_process import LedgerProcess
+from serve.control.machine_recorder import MachineRecorder
 from serve.control.soundness import SoundModels
 from serve.core import logs, machine
 from serve.core.clock import SystemClock
@@ -92,6 +93,7 @@ class Platform:
         self.activator = Activator(self.router, self.ids, self.clock, self.metrics, int(settings.body_limit))
         self.store = ModelStore(home.store, int(settings.store_budget), self.clock)
         self.driver: Driver = LocalDriver(home.path) if settings.driver == "local" else ExecDriver(home.path)
+        self._machine = MachineRecorder(journal, self.accounts.writer, self.clock, self._own_pids)
         self.autoscaler = Autoscaler(
             ScalingSurroundings(
                 pool=self.router,
@@ -120,7 +122,7 @@ class Platform:
             store=self.store,
             scaler=self.autoscaler,
             router=self.router,
-            books=LedgerBooks(self.ledger.sync, home.ledger, home.journal, lambda: self._prices),
+            books=LedgerBooks(self.ledger.sync, home.ledger, home.journal, lambda: self._prices, self._write_state),
             prices=lambda: self._prices,
             describe_platform=self.describe,
             data_url=self._urls[0],
@@ -129,6 +131,15 @@ class Platform:
             body_limit_bytes=int(self.settings.body_limit),
             keep_revisions=self.settings.keep_revisions,
         )
+
+    def _own_pids(self) -> tuple[int | None, int | None]:
+        """Return the pids of ledger and zygote."""
+        return self.ledger.pid, self.driver.zygote_pid if isinstance(self.driver, LocalDriver) else None
+
+    def _write_state(self) -> None:
+        """Put open lives and the machine's time into the journal as they are now."""
+        self.accounts.checkpoint()
+        self._machine.write()
 
     def describe(self) -> dict[str, Any]:
         """Return what `/api/v1/platform` says."""
@@ -154,12 +165,14 @@ class Platform:
         """Start the processes beside this one, then bring back what the registry says."""
         await self.ledger.start()
         await self.driver.open()
+        self._machine.write()
         self.control.restore()
 
     async def close(self) -> None:
         """End what `open` started, in the order in which one needs the other. Leaves no process behind."""
         await self.autoscaler.shutdown(self.settings.drain_timeout)
         await self.driver.close()
+        self._machine.close()
         await self._sync.close()
         try:
             self.accounts.close()

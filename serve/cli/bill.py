@@ -15,6 +15,7 @@ _GROUPS = re.compile(r"deployment|revision|hour|day|label:.+")
 _COUNTS = {"requests": "REQUESTS", "cold_starts": "COLD STARTS", "probes": "PROBES"}
 _PARTS = {"cold": "COLD", "billed": "ANSWERED", "lost": "LOST", "idle": "IDLE", "drain": "DRAIN", "request": "FEE"}
 """Keys of the report, and the heads of their columns. What docs/cli.md says under "Reading the bill"."""
+_GIB_US = 1024 * 1_000_000
 
 
 @app.callback(invoke_without_command=True)
@@ -50,17 +51,26 @@ def bill(
         emit_json(report)
     else:
         _show(report)
+        _show_machine(report.get("machine"), report["currency"])
 
 
 @app.command()
-def verify(url: Url = None, home: HomePath = None, as_json: Json = False) -> None:
-    """Prove that the ledger says what the journal says, and that every life adds up.
+def verify(
+    kernel: Annotated[
+        bool, typer.Option("--kernel", help="Beside each replica's charge, what the kernel counted of it.")
+    ] = False,
+    url: Url = None,
+    home: HomePath = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that the ledger says what the journal says, and that every life and the machine add up.
 
-    Exits 1 where a problem was found. Notes are what a killed process leaves behind truthfully.
+    Exits 1 where a problem was found. Notes are what a killed process leaves behind truthfully; what differs from the
+    kernel's figures is no problem of the books.
     """
     from serve.cli.connect import connect
 
-    result = connect(url, home).api.get("/api/v1/bill/verify")
+    result = connect(url, home).api.get("/api/v1/bill/verify", kernel="1" if kernel else None)
     if as_json:
         emit_json(result)
     else:
@@ -71,8 +81,54 @@ def verify(url: Url = None, home: HomePath = None, as_json: Json = False) -> Non
         # Publishing's own inferences are among them, so they are no requests.
         lives, inferences = _count(result["lives"], "replica life", "replica lives"), result["requests"]
         emit(f"the ledger {verdict} ({lives}, {_count(inferences, 'inference')})")
+        _show_sums(result.get("machine"))
+        if kernel:
+            _show_kernel(result["kernel"])
     if not result["ok"]:
         raise typer.Exit(1)
+
+
+def _show_kernel(kernel: dict[str, Any]) -> None:
+    """Print each replica's charge beside what the kernel counted, then what cannot be right."""
+    headers = ["REPLICA", "STATE", "GRANTED", "KERNEL", "RATIO", "CHARGED MIB", "OWN MIB", "PEAK RSS MIB"]
+
+    def shown(value: Any) -> str:
+        return "-" if value is None else str(value)
+
+    def seconds(us: int | None) -> str:
+        return "-" if us is None else f"{us / 1e6:.3f}"
+
+    rows = [
+        [row["replica"], row["state"], seconds(row["granted_core_us"]), seconds(row["kernel_cpu_us"])]
+        + [shown(row[key]) for key in ("ratio", "charged_mib", "kernel_own_mib", "kernel_peak_rss_mib")]
+        for row in kernel["replicas"]
+    ]
+    if rows:
+        emit("")
+        emit_table(headers, rows, right=range(2, len(headers)))
+    for row in kernel["replicas"]:
+        for flag in row["flags"]:
+            emit(f"look: {row['replica']}: {flag}")
+    total = kernel["total"]
+    used, granted = seconds(total["kernel_cpu_us"]), seconds(total["granted_core_us"])
+    emit(
+        f"granted {granted} core seconds while cold or busy, used {used}: "
+        f"{_count(total['flagged'], 'replica')} to look at"
+    )
+    note("GRANTED is charged: cores × the time cold or busy. KERNEL is what ran.")
+    note("OWN is the most that it surely held alone; PEAK RSS has pages in it that it shared with others.")
+    note("A replica to look at used more than it is charged for. It breaks no law of the books.")
+
+
+def _show_sums(machine: dict[str, Any] | None) -> None:
+    """Print the machine's equation with the integers that were compared."""
+    if machine is None:
+        return
+    for unit, key in (("core·µs", "core_us"), ("MiB·µs", "mib_us")):
+        terms = " + ".join(f"{line['line']} {line[key]}" for line in machine["lines"] if line[key])
+        if machine["tenures"]:
+            emit(f"{terms} = {machine['total'][key]} {unit} of the machine")
+    _note_outside(machine)
 
 
 def _count(number: int, one: str, many: str = "") -> str:
@@ -112,6 +168,34 @@ def _show(report: dict[str, Any]) -> None:
 
     table = [cells(row, str(row.get("group") or "-")) for row in rows]
     emit_table(headers, [*table, cells(report["total"], "total")], right=range(1, len(headers)))
+
+
+def _show_machine(machine: dict[str, Any] | None, currency: str) -> None:
+    """Print where everything that the machine had in this time went: it sums to the machine's resources × time."""
+    if machine is None or not machine["tenures"]:
+        return
+    headers = ["MACHINE", "CORE SECONDS", "GIB SECONDS", currency]
+    lines = [line for line in machine["lines"] if line["core_us"] or line["mib_us"]]
+    emit("")
+    emit_table(headers, [_line_cells(line) for line in (*lines, machine["total"])], right=range(1, len(headers)))
+    elapsed_us = sum(tenure["elapsed_us"] for tenure in machine["tenures"])
+    stretches = _count(len(machine["tenures"]), "stretch", "stretches")
+    note(f"the platform had the machine for {elapsed_us / 1e6:.1f} s in {stretches}")
+    if machine["gap_us"]:
+        note(f"{machine['gap_us'] / 1e6:.1f} s between them are on no line: the machine was not the platform's")
+    _note_outside(machine)
+
+
+def _line_cells(line: dict[str, Any]) -> list[str]:
+    gib_seconds = f"{line['mib_us'] / _GIB_US:.3f}"
+    money = [from_nano(line["cost_nano"])] if "cost_nano" in line else []
+    return [line["line"], f"{line['core_us'] / 1e6:.3f}", gib_seconds, *money]
+
+
+def _note_outside(machine: dict[str, Any]) -> None:
+    outside = machine["outside"]
+    if outside["core_us"] or outside["mib_us"]:
+        note("lives recorded before the machine's time was are on the bill, but on no line of the machine")
 
 
 def _period(since_ns: int | None, until_ns: int | None) -> str:

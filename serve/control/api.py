@@ -89,7 +89,7 @@ class Api:
             ApiRoute("PUT", "/blobs/{sha256}", uploads.put_blob, body="application/octet-stream"),
             ApiRoute("GET", "/bill", self.bill, query=span),
             ApiRoute("GET", "/bill.csv", self.bill_csv, query=span, answer="text/csv"),
-            ApiRoute("GET", "/bill/verify", self.verify_bill),
+            ApiRoute("GET", "/bill/verify", self.verify_bill, query=("kernel",)),
             ApiRoute("GET", "/requests/{request_id}", self.request),
             ApiRoute("GET", "/platform", self.platform),
             ApiRoute("GET", "/schema", self.schema),
@@ -168,9 +168,13 @@ class Api:
         text = await self._control.books.bill_csv(*answers.bill_query(request))
         return PlainTextResponse(text, media_type="text/csv")
 
-    async def verify_bill(self, _request: Request) -> Response:
-        """Prove the ledger against the law of attribution and against the journal."""
-        return json_response(await self._control.books.verify())
+    async def verify_bill(self, request: Request) -> Response:
+        """Prove the ledger against the law of attribution and against the journal.
+
+        `kernel=1`: with what the kernel counted of each replica beside what it is charged.
+        """
+        kernel = request.query_params.get("kernel", "0") not in {"", "0", "false"}
+        return json_response(await self._control.books.verify(kernel=kernel))
 
     async def request(self, request: Request) -> Response:
         """Return one inference request's record with its cost."""

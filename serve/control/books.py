@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from billing.prices import PriceBook
+from billing.reconcile import as_json, reconcile
 from billing.report import Report, report, request
 from billing.schema import LedgerError, LedgerUnreadable
 from billing.verify import verify
@@ -50,8 +51,12 @@ class LedgerBooks:
     async def bill_csv(self, by: str, since_ns: int | None, until_ns: int | None) -> str:
         return (await self._report(by, since_ns, until_ns)).as_csv()
 
-    async def verify(self) -> dict[str, Any]:
-        return (await self._read(lambda: verify(self._ledger, self._journal))).as_json()
+    async def verify(self, *, kernel: bool = False) -> dict[str, Any]:
+        def check() -> dict[str, Any]:
+            proof = verify(self._ledger, self._journal).as_json()
+            return proof | {"kernel": as_json(reconcile(self._ledger))} if kernel else proof
+
+        return await self._read(check)
 
     async def request(self, request_id: str) -> dict[str, Any] | None:
         return await self._read(lambda: request(self._ledger, request_id))

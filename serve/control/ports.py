@@ -220,7 +220,8 @@ class Books(Protocol):
 
     async def bill_csv(self, by: str, since_ns: int | None, until_ns: int | None) -> str: ...
 
-    async def verify(self) -> dict[str, Any]: ...
+    async def verify(self, *, kernel: bool = False) -> dict[str, Any]:
+        """Prove the ledger; `kernel`: with what the kernel counted of each replica."""
 
     async def request(self, request_id: str) -> dict[str, Any] | None:
         """Return a request's record with its cost, or None where the ledger does not have it."""

@@ -20,6 +20,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 class ProcessFigures(NamedTuple):
     """One process, all its threads, since it began."""
 
+    pid: int
     cpu_us: int
     """Processor time, user and system, in steps of a clock tick (10 ms)."""
     anon_bytes: int
@@ -49,6 +50,7 @@ def read_process(pid: int, proc: Path = PROC) -> ProcessFigures | None:
     fields = stat.rpartition(")")[2].split()
     memory = fields_kib(status)
     return ProcessFigures(
+        pid=pid,
         cpu_us=(int(fields[11]) + int(fields[12])) * _US_PER_S // _TICKS_PER_S,
         anon_bytes=memory.get("RssAnon", 0) * 1024,
         peak_rss_bytes=memory.get("VmHWM", 0) * 1024,

@@ -171,7 +171,7 @@ class FakeBooks:
     async def bill_csv(self, by: str, since_ns: int | None, until_ns: int | None) -> str:
         return "currency,group\n"
 
-    async def verify(self) -> dict[str, Any]:
+    async def verify(self, *, kernel: bool = False) -> dict[str, Any]:
         return {"ok": True}
 
     async def request(self, request_id: str) -> dict[str, Any] | None:
