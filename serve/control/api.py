@@ -86,7 +86,7 @@ class Api:
             ApiRoute("POST", one + "/rollback", self.rollback, body=RollbackBody),
             ApiRoute("GET", one + "/explain", self.explain),
             ApiRoute("GET", one + "/logs", self.logs, query=("follow", "request_id", "tail"), answer=lines),
-            ApiRoute("PUT", "/blobs/{sha256}", uploads.put_blob, body="application/octet-stream"),
+            ApiRoute("PUT", "/blobs/{sha256}", uploads.put_blob, body="application/octet-stream", created=True),
             ApiRoute("GET", "/bill", self.bill, query=span),
             ApiRoute("GET", "/bill.csv", self.bill_csv, query=span, answer="text/csv"),
             ApiRoute("GET", "/bill/verify", self.verify_bill, query=("kernel",)),

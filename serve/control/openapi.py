@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.routing import Route
 
+from serve.control.schemas import ANSWERS, LINES, PARAMETERS
 from serve.core.version import version
 
 _PARAMETER = re.compile(r"{(\w+)(?::\w+)?}")
@@ -39,6 +40,7 @@ class ApiRoute(Route):
         body: type[BaseModel] | str | None = None,
         query: Sequence[str] = (),
         answer: str = "application/json",
+        created: bool = False,
     ) -> None:
         super().__init__("/api/v1" + path, endpoint, methods=[method])
         if method == "GET":
@@ -49,6 +51,8 @@ class ApiRoute(Route):
         """Model of a JSON body, or the content type of another one."""
         self.query = query
         self.answer = answer
+        self.created = (201,) if created else ()
+        """Statuses of success besides 200."""
 
 
 def openapi(routes: Iterable[ApiRoute]) -> dict[str, Any]:
@@ -88,12 +92,18 @@ def _operation(route: ApiRoute) -> dict[str, Any]:
         schema = {"$ref": _REF.format(model=route.body.__name__)}
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     error = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
-    operation["responses"] = {
-        "200": {"description": "Done.", "content": {route.answer: {}}},
-        "default": {"description": "Refused or failed.", "content": error},
+    done = {"description": "Done.", "content": {route.answer: _answer(route)}}
+    operation["responses"] = dict.fromkeys(map(str, (200, *route.created)), done) | {
+        "default": {"description": "Refused or failed.", "content": error}
     }
     return operation
 
 
+def _answer(route: ApiRoute) -> dict[str, Any]:
+    if route.name in LINES:  # OpenAPI 3.1 has no word for lines; 3.2 calls it so
+        return {"itemSchema": LINES[route.name]}
+    return {"schema": ANSWERS[route.name]} if route.name in ANSWERS else {}
+
+
 def _parameter(name: str, place: str) -> dict[str, Any]:
-    return {"name": name, "in": place, "required": place == "path", "schema": {"type": "string"}}
+    return {"name": name, "in": place, "required": place == "path", "schema": PARAMETERS.get(name, {"type": "string"})}

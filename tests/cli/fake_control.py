@@ -58,7 +58,7 @@ def app(state: FakePlatform) -> Starlette:
         if hashlib.sha256(body).hexdigest() != digest:
             return _error(422, "source_changed", "the bytes are not those announced: deploy again")
         state.blobs[digest] = body
-        return JSONResponse({}, 201)
+        return JSONResponse({"sha256": digest, "size": len(body)}, 201)
 
     async def listing(_: Request) -> Response:
         return JSONResponse({"deployments": list(state.deployments.values())})
@@ -221,6 +221,7 @@ def _status(name: str) -> dict[str, Any]:
         "replicas": [replica],
         "queue": {"count": 0, "bytes": 0},
         "cold_start_ms": {"p50": 31.5, "p95": 40.0, "phases": {"spawn": 7.0, "load": 20.0}},
+        "created_at": "2026-11-01T10:00:00Z",
         "spec": {"name": name},
     }
 
@@ -261,6 +262,7 @@ HISTORY = [
         "current": True,
         "state": "cold",
         "size_bytes": 2048,
+        "verified": True,
         "changes": ["idle 60 → 30"],
     },
     {
@@ -270,6 +272,7 @@ HISTORY = [
         "current": False,
         "state": "cold",
         "size_bytes": 1024,
+        "verified": True,
         "changes": [],
     },
 ]
@@ -287,7 +290,9 @@ LOGS: list[dict[str, Any]] = [
     {"replica": "digits-r1-aaaa", "line": "request w-7 took long"},
 ]
 _PARTS = ("cold", "billed", "lost", "idle", "drain", "request")
-_ROW = {"requests": 5, "charged": 5, "cold_starts": 1} | {f"{part}_cost_nano": 250 for part in _PARTS}
+_ROW = {"requests": 5, "charged": 5, "uncharged": 0, "probes": 0, "rows": 5, "cold_starts": 1, "replicas": 1}
+_ROW |= {f"{part}_{unit}": 9 for part in _PARTS[:-1] for unit in ("core_us", "mib_us")}
+_ROW |= {f"{part}_cost_nano": 250 for part in _PARTS}
 BILL: dict[str, Any] = {
     "by": "deployment",
     "since_ns": None,

@@ -8,6 +8,7 @@ it. `python -m tests.fuzz TARGET FILE` runs one input, without atheris.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from hashlib import sha256
@@ -52,6 +53,8 @@ def main() -> int:
         return 1
     seconds = max(1, options.seconds // len(names))
     broken = [name for name in names if _search(TARGETS[name], seconds)]
+    if options.target == "all":
+        broken += _with_processes()
     print(f"{len(names)} targets, {seconds} s each: " + (f"broken: {', '.join(broken)}" if broken else "nothing broke"))
     return 1 if broken else 0
 
@@ -81,6 +84,13 @@ def _search(target: Target, seconds: int) -> bool:
     if done.returncode and not new:
         print(done.stdout[-3000:], done.stderr[-3000:])
     return bool(done.returncode)
+
+
+def _with_processes() -> list[str]:
+    """Run the tests that fuzz whole processes with more examples than `make test`. Return what broke."""
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "tests/fuzz", "--timeout", "900"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"FUZZ_EXAMPLES": "200"}, check=False)
+    return ["whole processes"] if done.returncode else []
 
 
 def _write_dictionary(target: Target, path: Path) -> None:
