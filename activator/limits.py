@@ -33,3 +33,8 @@ class Limits:
     """After the order to stop: until then requests must be wholly there."""
     unread_bytes: int = 256 << 20
     """Most bytes of answers that all clients together may leave unread. Beyond, those that began first are cut."""
+
+
+def within(descriptors: int, wanted: int) -> int:
+    """Return how many connections there may be where a process may open `descriptors`: replicas and files need some."""
+    return max(1, min(wanted, descriptors - SPARE - min(1024, descriptors // 2)))

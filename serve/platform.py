@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from activator.accounts import Accounts
 from activator.app import Activator
 from activator.door import FrontDoor, listen
 from activator.head import error_headers
+from activator.limits import Limits, within
 from activator.router import Router
 from activator.server import CYCLE, respond
 from autoscaler.drivers.base import Driver, DriverError
@@ -57,6 +59,8 @@ from serve.core.version import version
 log = logging.getLogger("serve.platform")
 
 _MEMORY_SHARE = 0.8
+_ADMIN_CONNECTIONS = 64
+"""Granted to the port of the control plane, where it has one of its own, whatever happens at the other."""
 _METRICS_TYPE = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
 
 
@@ -232,8 +236,10 @@ async def _serve(
     platform: Platform, home: Home, sockets: list[socket.socket], urls: tuple[str, str], stopping: asyncio.Event
 ) -> None:
     is_split = len(sockets) > 1
-    data = FrontDoor(FrontApp(platform, data=True, admin=not is_split), platform.activator.hot_path)
-    doors = [data, FrontDoor(FrontApp(platform, data=False, admin=True))][: len(sockets)]
+    limits = door_limits(platform.settings)
+    data = FrontDoor(FrontApp(platform, data=True, admin=not is_split), platform.activator.hot_path, limits)
+    few = replace(limits, connections=min(limits.connections, _ADMIN_CONNECTIONS))
+    doors = [data, FrontDoor(FrontApp(platform, data=False, admin=True), limits=few)][: len(sockets)]
     async with Lifecycle() as servers:
         for door, sock in zip(doors, sockets, strict=True):
             servers.spawn("http", door.run_until_stopped([sock], platform.settings.drain_timeout))
@@ -249,6 +255,17 @@ async def _serve(
             asyncio.get_running_loop().call_later(platform.settings.drain_timeout, platform.router.end_drain)
             for door in doors:
                 door.stop()
+
+
+def door_limits(settings: PlatformSettings) -> Limits:
+    """Return what clients are granted; the process gets as many descriptors as it may have."""
+    return Limits(
+        connections=within(machine.descriptors() - _ADMIN_CONNECTIONS, settings.connections),
+        head_s=settings.head_timeout,
+        stall_s=settings.stall_timeout,
+        keep_alive_s=settings.keep_alive,
+        unread_bytes=int(settings.unread_bytes),
+    )
 
 
 @contextlib.contextmanager

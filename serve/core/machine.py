@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -23,6 +24,14 @@ def cores() -> int:
         if quota > 0 and period > 0:
             usable = min(usable, math.ceil(quota / period))
     return max(1, usable)
+
+
+def descriptors() -> int:
+    """Raise this process's limit of open descriptors as far as is allowed, and return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else 1 << 30
 
 
 def _cpu_quota(folder: Path) -> tuple[int, int]:

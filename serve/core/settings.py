@@ -19,6 +19,17 @@ class PlatformSettings(BaseSettings):
     )
     store_budget: ByteSize = Field(ByteSize(20 << 30), ge=0, description="Disk the store of models may use.")
     body_limit: ByteSize = Field(ByteSize(64 << 20), ge=1, description="Largest request body.")
+    connections: int = Field(
+        10_000, ge=1, description="Most client connections at once; fewer where the system grants fewer descriptors."
+    )
+    head_timeout: float = Field(20.0, gt=0, description="Seconds for a request's head, from its first byte to its last.")
+    stall_timeout: float = Field(
+        20.0, gt=0, description="Seconds without a byte of a body coming, or of an answer being taken, until it is cut."
+    )
+    keep_alive: float = Field(75.0, gt=0, description="Seconds that a connection stays open without a request.")
+    unread_bytes: ByteSize = Field(
+        ByteSize(256 << 20), ge=0, description="Most bytes of answers that all clients together may leave unread."
+    )
     drain_timeout: float = Field(30.0, ge=0, description="Seconds that requests may still take after SIGTERM.")
     checkpoint_interval: float = Field(5.0, gt=0, description="Seconds between billing checkpoints of a live replica.")
     journal_sync: str = Field(
