@@ -162,7 +162,6 @@ class Actuator:
     async def _order(self, fleet: Fleet, replica: Replica) -> None:
         log_file = self._logs / "replicas" / fleet.key.name / f"{replica.id}.log"
         try:
-            log_file.parent.mkdir(parents=True, exist_ok=True)
             started = await self._driver.start(fleet.revision.load_order(replica.id), self, log_file)
         except (DriverError, OSError) as error:
             self._gone(fleet, replica, End(ExitReason.LOAD_FAILED, str(error), None))

@@ -12,7 +12,9 @@ from cache.manifest import READ_BYTES
 from serve.core.errors import SourceChanged, SourceUnreachable, StorageFull
 
 CHUNK_TIMEOUT_S = 120.0
-"""Longest wait for the next bytes of a content. Who waits for the same content waits no longer after that."""
+"""Longest wait for the next bytes of a content."""
+PART_TIMEOUT_S = 300.0
+"""Longest time for each MiB: who trickles holds space, and up those who want the same content."""
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -20,13 +22,18 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 async def parts(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """Join small chunks to parts of about a MiB: each part costs two thread hops."""
     pending = bytearray()
+    now_s = asyncio.get_running_loop().time
+    part_until_s = now_s() + PART_TIMEOUT_S
     while True:
         try:
-            async with asyncio.timeout(CHUNK_TIMEOUT_S) as deadline:
+            async with asyncio.timeout_at(min(now_s() + CHUNK_TIMEOUT_S, part_until_s)) as deadline:
                 chunk = await anext(chunks, None)
         except TimeoutError:
             if not deadline.expired():
                 raise
+            if now_s() >= part_until_s:
+                slow = f"less than {READ_BYTES >> 20} MiB came in {PART_TIMEOUT_S:.0f} s; send it over a faster line"
+                raise SourceUnreachable(slow) from None
             raise SourceUnreachable(f"no bytes came for {CHUNK_TIMEOUT_S:.0f} s; send the file again") from None
         if chunk is None:
             break
@@ -34,6 +41,7 @@ async def parts(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         if len(pending) >= READ_BYTES:
             yield bytes(pending)
             pending.clear()
+            part_until_s = now_s() + PART_TIMEOUT_S
     if pending:
         yield bytes(pending)
 

@@ -35,12 +35,21 @@ class ReplicaLog:
     """The file that takes a replica's stdout and stderr; `fd` is ours until `close`."""
 
     def __init__(self, file: Path) -> None:
-        """Open `file` for appending, with its folder. Raise DriverError."""
+        """Open `file` for appending, with its folder; where that cannot be, nowhere: serving matters more than logs.
+
+        Raise DriverError where nothing at all can be opened.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         try:
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self.fd = os.open(file, flags, 0o600)
         except OSError as error:
-            raise DriverError(f"cannot write the replica's log {file}: {error.strerror}") from error
+            log.warning("a log cannot be written: what it should hold is lost", extra={"error": str(error)})
+            file = Path(os.devnull)
+            try:
+                self.fd = os.open(file, flags)
+            except OSError as also:
+                raise DriverError(f"cannot write the replica's log: {also.strerror}") from also
         self._file = file
         self._start_bytes = os.fstat(self.fd).st_size
 

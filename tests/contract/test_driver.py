@@ -338,10 +338,15 @@ async def test_twenty_starts_at_once_all_answer_and_all_leave(driver: Driver, tm
             assert (await observer.exited()).exit_code == 0
 
 
-async def test_a_log_that_cannot_be_written_is_an_error_that_names_it(driver: Driver, tmp_path: Path) -> None:
+@pytest.mark.parametrize("log_file", ["file/replica.log", "/dev/full"])
+async def test_a_log_that_cannot_be_written_harms_no_replica(driver: Driver, tmp_path: Path, log_file: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DriverError, match=r"file/replica\.log"):
-        await driver.start(scripted(tmp_path), Observer(), tmp_path / "file" / "replica.log")
+    observer = Observer()
+    await driver.start(scripted(tmp_path), observer, tmp_path / log_file)
+    await observer.ready()
+    driver.drain(ID)
+    exited = await observer.exited()
+    assert (exited.reason, exited.exit_code) == (ExitReason.DRAINED, 0)
 
 
 async def test_without_descriptors_a_start_fails_cleanly_and_the_next_one_works(
