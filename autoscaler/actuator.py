@@ -79,7 +79,7 @@ class Actuator:
     def start(self, fleet: Fleet) -> Replica:
         """Order one more replica. The driver's work begins with the next turn of the loop."""
         now_ns, wall_ns = self._clock.monotonic_ns(), self._clock.wall_ns()
-        replica = Replica(new_replica_id(fleet.key, self._chance), fleet.need_bytes, now_ns, wall_ns, now_ns, wall_ns)
+        replica = Replica(new_replica_id(fleet.key, self._chance), fleet.need_bytes, now_ns, wall_ns, wall_ns)
         fleet.replicas[replica.id] = replica
         self.replicas[replica.id] = (fleet, replica)
         self._reserve(replica.memory_bytes)
@@ -91,19 +91,23 @@ class Actuator:
         return replica
 
     def retire(self, replica: Replica) -> None:
-        """Send a ready replica nothing more; it exits once it is empty, and is killed if that takes too long."""
+        """Send a ready replica nothing more; it exits once it is empty.
+
+        What is inside may take as long as it takes: only `execution_timeout` and the platform's end are a limit.
+        """
         fleet, _ = self.replicas[replica.id]
         replica.stop_reason = ExitReason.DRAINED
         self._move(fleet, replica, ReplicaState.RETIRING)
-        deadline_ns = self._clock.monotonic_ns() + self._drain_timeout_ns
-        self._timers.set(("drain", replica.id), deadline_ns, functools.partial(self.kill, replica, ExitReason.STOPPED))
         self._pool.replica_retired(replica.id)
 
     def empty(self, replica_id: ReplicaId) -> None:
-        """A retired replica has nothing inside any more: order it to exit."""
+        """A retired replica has nothing inside any more: order it to exit, and kill it if it does not."""
         known = self.replicas.get(replica_id)
         if known is not None and known[1].state is ReplicaState.RETIRING:
             self._move(*known, ReplicaState.DRAINING)
+            deadline_ns = self._clock.monotonic_ns() + self._drain_timeout_ns
+            kill = functools.partial(self.kill, known[1], ExitReason.STOPPED)
+            self._timers.set(("drain", replica_id), deadline_ns, kill)
             self._driver.drain(replica_id)
 
     def stop(self, replica: Replica) -> None:
@@ -244,7 +248,7 @@ class Actuator:
     def _move(self, fleet: Fleet, replica: Replica, state: ReplicaState) -> None:
         self._count(fleet, replica.state, -1)
         replica.state = state
-        replica.since_ns, replica.since_wall_ns = self._clock.monotonic_ns(), self._clock.wall_ns()
+        replica.since_wall_ns = self._clock.wall_ns()
         self._count(fleet, state, 1)
 
     def _count(self, fleet: Fleet, state: ReplicaState, change: int) -> None:

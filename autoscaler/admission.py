@@ -6,19 +6,26 @@ from collections.abc import Iterator
 
 from autoscaler import capacity
 from autoscaler.actuator import Actuator
-from autoscaler.capacity import IdleReplica, TooLarge, Verdict
+from autoscaler.capacity import Resident, TooLarge, Verdict
 from autoscaler.fleet import Fleet
 from autoscaler.history import DecisionLog
+from autoscaler.replica import Replica, ReplicaState
 from autoscaler.surroundings import Surroundings
+from serve.core.clock import NS_PER_S
 from serve.core.ids import RevisionKey
+
+PATIENCE_NS = 10 * NS_PER_S
+"""Who waits for memory so long, and has no replica at all, comes next."""
+TURN_NS = 10 * NS_PER_S
+"""How long a replica serves, once it is ready, before it has to give way to who is out of patience."""
 
 
 class Admission:
     """The memory budget of this machine, and its cores. Owned by the loop."""
 
     def __init__(self, around: Surroundings, actuator: Actuator, decisions: DecisionLog) -> None:
-        self.waiting: dict[RevisionKey, None] = {}
-        """Revisions that wait for memory, first come first."""
+        self.waiting: dict[RevisionKey, int] = {}
+        """Revisions that wait for memory, first come first, and since when (monotonic ns)."""
         self.age = 0.0
         """Of the machine's memory as a cache: the value of the last replica evicted."""
         self._pool = around.pool
@@ -30,14 +37,27 @@ class Admission:
         self._on_memory_learned = around.on_memory_learned
 
     def try_for(self, fleet: Fleet) -> Verdict:
-        """Say whether memory for one more replica is there now; if not, see to it, or put the fleet in line."""
-        verdict = capacity.admit(fleet.need_bytes, self._actuator.room(self._budget_bytes), self._idle_beside(fleet))
+        """Say whether memory for one more replica is there now; if not, see to it, or put the fleet in line.
+
+        Who fits is let past those in line, but not past one without any replica whose patience is over: that one comes
+        next, and if need be replicas that have had their turn give way to it, though requests keep them busy.
+        """
+        now_ns = self._clock.monotonic_ns()
+        need_bytes, room = fleet.need_bytes, self._actuator.room(self._budget_bytes)
+        first = self._out_of_patience(now_ns)
+        if first is None or first == fleet.key or need_bytes > self._budget_bytes:
+            verdict = capacity.admit(need_bytes, room, self._idle_beside(fleet))
+        else:
+            verdict = capacity.Wait(f"{first} has waited longer")
+        if isinstance(verdict, capacity.Wait) and first == fleet.key:
+            turn = capacity.admit(need_bytes, room, [*self._idle_beside(fleet), *self._busy_beside(fleet, now_ns)])
+            verdict = turn if isinstance(turn, capacity.Evict) else verdict
         match verdict:
             case capacity.Evict(victims, reason):
-                self.waiting.setdefault(fleet.key)
+                self.waiting.setdefault(fleet.key, now_ns)
                 self._evict(victims, f"makes place for {fleet.key}: {reason}")
             case capacity.Wait(reason):
-                self.waiting.setdefault(fleet.key)
+                self.waiting.setdefault(fleet.key, now_ns)
                 self._decisions.add(fleet.key, fleet.live, fleet.live, f"waits for memory: {reason}")
             case capacity.TooLarge(reason):
                 self.leave_line(fleet)
@@ -58,6 +78,14 @@ class Admission:
         )
         return capacity.crowded(fleet.revision.threads, busy_cores, self._cores)
 
+    def _out_of_patience(self, now_ns: int) -> RevisionKey | None:
+        """Return who has waited too long, the first of them; one that has a replica can wait."""
+        living = {fleet.key for fleet in self._actuator.fleets() if fleet.live}
+        for key, since_ns in self.waiting.items():
+            if now_ns - since_ns >= PATIENCE_NS and key not in living:
+                return key
+        return None
+
     def leave_line(self, fleet: Fleet) -> None:
         self.waiting.pop(fleet.key, None)
 
@@ -66,6 +94,15 @@ class Admission:
         verdict = capacity.admit(fleet.need_bytes, self._actuator.room(self._budget_bytes), ())
         return verdict.reason if isinstance(verdict, TooLarge) else None
 
+    def ran_out(self, fleet: Fleet, replica: Replica, peak_bytes: int) -> str:
+        """A replica died for memory: give the next one half as much again, the whole budget at most. Say so."""
+        given_bytes = max(replica.memory_bytes + replica.memory_bytes // 2, peak_bytes)
+        fleet.short_bytes = min(self._budget_bytes, max(fleet.short_bytes, given_bytes))
+        return (
+            f"it was given {capacity.mib(replica.memory_bytes)}, the next one is given {capacity.mib(fleet.need_bytes)}"
+            f" of the {capacity.mib(self._budget_bytes)} that all replicas may hold"
+        )
+
     def memory_grew(self, fleet: Fleet) -> None:
         """A revision holds more than was reserved: tell the registry, and make others that are idle pay for it."""
         if self._on_memory_learned is not None:
@@ -73,7 +110,7 @@ class Admission:
         victims = capacity.reclaim(self._actuator.room(self._budget_bytes), self._idle_beside(fleet))
         self._evict(victims, f"goes because {fleet.key} turned out to need {capacity.mib(fleet.measured_bytes)}")
 
-    def _idle_beside(self, wanting: Fleet) -> Iterator[IdleReplica]:
+    def _idle_beside(self, wanting: Fleet) -> Iterator[Resident]:
         """Yield every replica that may be evicted: idle, and not one of those its deployment's `min` promises."""
         now_ns = self._clock.monotonic_ns()
         for fleet in list(self._actuator.fleets()):
@@ -82,9 +119,27 @@ class Admission:
             fleet.read(self._pool, now_ns, self.age)  # its value depends on when it was last used
             spare = fleet.live - (fleet.settings.min if fleet.is_reachable else 0)
             for replica in fleet.idle(self._pool)[: max(0, spare)]:
-                yield IdleReplica(replica.id, fleet.key, replica.memory_bytes, fleet.value(replica))
+                yield Resident(replica.id, fleet.key, replica.memory_bytes, fleet.value(replica))
 
-    def _evict(self, victims: tuple[IdleReplica, ...], why: str) -> None:
+    def _busy_beside(self, wanting: Fleet, now_ns: int) -> Iterator[Resident]:
+        """Yield every replica that has had its turn and runs requests; what `min` promises stays."""
+        for fleet in list(self._actuator.fleets()):
+            if fleet is wanting or fleet.is_held or fleet.removed is not None:
+                continue
+            idle = fleet.idle(self._pool)
+            spare = fleet.live - (fleet.settings.min if fleet.is_reachable else 0) - len(idle)
+            served = [
+                replica
+                for replica in fleet.replicas.values()
+                if replica.state is ReplicaState.READY
+                and replica.stop_reason is None
+                and replica not in idle
+                and now_ns - replica.ready_ns >= TURN_NS
+            ]
+            for replica in served[: max(0, spare)]:
+                yield Resident(replica.id, fleet.key, replica.memory_bytes, fleet.value(replica))
+
+    def _evict(self, victims: tuple[Resident, ...], why: str) -> None:
         for victim in victims:
             fleet, replica = self._actuator.replicas[victim.id]
             self.age = max(self.age, victim.value)

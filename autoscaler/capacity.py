@@ -41,8 +41,8 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True)
-class IdleReplica:
-    """A ready replica with nothing inside that nobody is entitled to: a possible victim."""
+class Resident:
+    """A ready replica that nobody is entitled to: a possible victim."""
 
     id: ReplicaId
     key: RevisionKey
@@ -60,7 +60,7 @@ class Admitted:
 class Evict:
     """It fits once these have exited."""
 
-    victims: tuple[IdleReplica, ...]
+    victims: tuple[Resident, ...]
     reason: str
 
 
@@ -109,7 +109,7 @@ def estimate_bytes(model_bytes: int) -> int:
     return 2 * model_bytes + PROCESS_BYTES
 
 
-def admit(need_bytes: int, room: Room, idle: Iterable[IdleReplica]) -> Verdict:
+def admit(need_bytes: int, room: Room, idle: Iterable[Resident]) -> Verdict:
     """Say how a replica of `need_bytes` can be had. `idle` is only looked at if it does not fit as things are."""
     figures = f"{mib(need_bytes)} are needed, {mib(room.reserved_bytes)} of {mib(room.budget_bytes)} are taken"
     if need_bytes > room.budget_bytes:
@@ -128,10 +128,10 @@ def admit(need_bytes: int, room: Room, idle: Iterable[IdleReplica]) -> Verdict:
         return Wait(f"{figures} and only {mib(idle_bytes)} of that are idle: requests queue")
     victims = _cheapest(candidates, missing_bytes)
     names = ", ".join(replica.id for replica in victims)
-    return Evict(victims, f"{figures}; of what is idle, {names} is worth least")
+    return Evict(victims, f"{figures}; {names} is worth least")
 
 
-def reclaim(room: Room, idle: Iterable[IdleReplica]) -> tuple[IdleReplica, ...]:
+def reclaim(room: Room, idle: Iterable[Resident]) -> tuple[Resident, ...]:
     """Return the idle replicas to evict because reservations grew over the budget; all of them if that is too few."""
     missing_bytes = -room.free_bytes - room.leaving_bytes
     if missing_bytes <= 0:
@@ -139,9 +139,9 @@ def reclaim(room: Room, idle: Iterable[IdleReplica]) -> tuple[IdleReplica, ...]:
     return _cheapest(sorted(idle, key=lambda replica: replica.value), missing_bytes)
 
 
-def _cheapest(candidates: list[IdleReplica], missing_bytes: int) -> tuple[IdleReplica, ...]:
+def _cheapest(candidates: list[Resident], missing_bytes: int) -> tuple[Resident, ...]:
     """Return the least valuable candidates that free `missing_bytes`, sparing those the others make unnecessary."""
-    victims: list[IdleReplica] = []
+    victims: list[Resident] = []
     freed_bytes = 0
     for replica in candidates:
         if freed_bytes >= missing_bytes:

@@ -47,6 +47,8 @@ class Fleet:
         """Set while the revision is being removed; done when its last replica is gone."""
         self.measured_bytes = 0
         """Highest memory any of its replicas was seen to hold, whole MiB; 0 while unknown."""
+        self.short_bytes = 0
+        """What a replica is given since one ran out of memory; 0 while none did."""
         self.uses = 0
         """Arrivals since it last had no replica."""
         self.age_at_use = 0.0
@@ -144,11 +146,11 @@ class Fleet:
     def need_bytes(self) -> int:
         """Return what to reserve for one more replica: its measured high-water mark, or an estimate."""
         known_bytes = max(self.revision.memory_bytes, self.measured_bytes)
-        if known_bytes:
-            return known_bytes
-        if self._estimated_bytes is None:
-            self._estimated_bytes = capacity.estimate_bytes(folder_bytes(Path(self.revision.model_dir)))
-        return self._estimated_bytes
+        if not known_bytes:
+            if self._estimated_bytes is None:
+                self._estimated_bytes = capacity.estimate_bytes(folder_bytes(Path(self.revision.model_dir)))
+            known_bytes = self._estimated_bytes
+        return max(known_bytes, self.short_bytes)
 
     def learn_memory(self, seen_bytes: int) -> bool:
         """Return whether this is more than what was known of the revision. Whole MiB, so that pages are no news."""

@@ -65,7 +65,7 @@ class Autoscaler:
     async def remove(self, key: RevisionKey) -> None:
         """Take the revision to zero and forget it; unknown ones are gone already. Goes on if the caller leaves.
 
-        Requests inside may take the drain timeout; then their replicas are killed.
+        Requests inside finish, however long they take; `execution_timeout` is their limit.
         """
         fleet = self._scaler.fleets.get(key)
         if fleet is None:

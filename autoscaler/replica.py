@@ -37,9 +37,8 @@ class Replica:
     """Reserved for it until it is gone; grows when it is seen to hold more."""
     ordered_ns: int
     ordered_wall_ns: int
-    since_ns: int
-    """Monotonic: when it came into its present state."""
     since_wall_ns: int
+    """When it came into its present state."""
     state: ReplicaState = ReplicaState.ORDERED
     pid: int | None = None
     link: Link | None = None

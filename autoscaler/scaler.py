@@ -14,7 +14,7 @@ from autoscaler.history import DecisionLog
 from autoscaler.replica import Replica
 from autoscaler.surroundings import Surroundings
 from autoscaler.timers import Timers
-from autoscaler.warm import WarmReport, publish_error
+from autoscaler.warm import NO_MEMORY, WarmReport, publish_error
 from serve.core.clock import NS_PER_MS, NS_PER_S
 from serve.core.errors import ModelFailed, NoCapacity, PublishError, ServeError
 from serve.core.events import ExitReason
@@ -81,6 +81,7 @@ class Scaler:
             self._admission.leave_line(fleet)
             self._shrink(fleet, observed, decision)
         elif now_ns < fleet.backoff.until_ns:
+            self._admission.leave_line(fleet)
             wake_at_ns = fleet.backoff.until_ns
         else:
             self._grow(fleet, observed, decision)
@@ -96,6 +97,7 @@ class Scaler:
             crowded = self._admission.crowded(fleet)
             if crowded is not None:
                 reason += f"; {crowded}"
+                self._admission.leave_line(fleet)
                 break
             verdict = self._admission.try_for(fleet)
             if isinstance(verdict, TooLarge):
@@ -158,6 +160,10 @@ class Scaler:
 
     def _book(self, fleet: Fleet, replica: Replica, end: End) -> None:
         """Draw the conclusions from an end that no decision ordered."""
+        if end.reason is ExitReason.OUT_OF_MEMORY or (replica.failed is not None and replica.failed.code == NO_MEMORY):
+            peak_bytes = end.exited.peak_rss_bytes if end.exited is not None else None
+            given = self._admission.ran_out(fleet, replica, peak_bytes or 0)
+            self.decisions.add(fleet.key, fleet.live, fleet.live, f"{replica.id} ran out of memory: {given}")
         if replica.ready is None and replica.stop_reason in {None, ExitReason.START_TIMEOUT}:
             self._start_failed(fleet, replica, end)
         elif replica.stop_reason is None:

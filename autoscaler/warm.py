@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autoscaler.replica import Replica
-from serve.core.errors import FilesMissing, ModelInvalid, ModelUnsupported, PublishError
+from serve.core.errors import PublishError, load_failure
 from serve.core.events import Failed, Phase, Ready
 from serve.core.ids import ReplicaId
 
-_ERRORS: dict[str, type[PublishError]] = {
-    "model_invalid": ModelInvalid,
-    "model_unsupported": ModelUnsupported,
-    "model_files_missing": FilesMissing,
-}
+NO_MEMORY = "out_of_memory"
+"""`Failed.code` of a replica in which loading ran out of memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,4 +38,4 @@ def publish_error(failed: Failed | None, message: str) -> PublishError:
     """Return the error for a replica that did not become ready: by its own account, else by how it ended."""
     if failed is None:
         return PublishError(message)
-    return _ERRORS.get(failed.code, PublishError)(failed.message)
+    return load_failure(failed.code, failed.message)

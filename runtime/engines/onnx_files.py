@@ -71,7 +71,7 @@ def _external(folder: Path, file: str, model: Any) -> list[str]:
             raise ModelInvalid(f"'{file}': tensor '{tensor.name}' is external data without a location")
         path = posixpath.normpath(posixpath.join(base, location))
         if posixpath.isabs(location) or path.startswith("../") or "\\" in location or not _is_inside(folder, path):
-            raise FilesMissing(
+            raise ModelInvalid(
                 f"'{file}' wants external data from '{location}', which is outside the model's folder; save the model "
                 "with its weights beside it and deploy the folder"
             )

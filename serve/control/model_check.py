@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cache.manifest import Manifest
-from serve.core.errors import FilesMissing, ModelInvalid, ModelUnsupported, PublishError
+from serve.core.errors import FilesMissing, ModelInvalid, load_failure
 
 CHECK_TIMEOUT_S = 120.0
 
@@ -25,7 +25,7 @@ async def check_model(folder: Path, file: str, engine: str, manifest: Manifest) 
     found = await _inspect(folder, file)
     error = found.get("error")
     if error is not None:
-        raise _error(str(error["code"]), str(error["message"]))
+        raise load_failure(str(error["code"]), str(error["message"]))
     known = {entry.path for entry in manifest.files}
     missing = [path for path in found["external"] if path not in known]
     if missing:
@@ -58,13 +58,3 @@ async def _inspect(folder: Path, file: str) -> dict[str, Any]:
             process.kill()
             await process.wait()
     return found
-
-
-def _error(code: str, message: str) -> PublishError:
-    match code:
-        case "model_unsupported":
-            return ModelUnsupported(message)
-        case "engine_missing":
-            return PublishError(message)
-        case _:
-            return ModelInvalid(message)

@@ -204,3 +204,15 @@ class IntegrityError(ServeError):
     """Stored bytes are not what their digest says."""
 
     status, code = 500, "integrity"
+
+
+_LOAD_FAILURES: dict[str, type[PublishError]] = {
+    "model_invalid": ModelInvalid,
+    "model_unsupported": ModelUnsupported,
+    "model_files_missing": FilesMissing,
+}
+
+
+def load_failure(code: str, message: str) -> PublishError:
+    """Return the error for a model that a runtime could not read or load. `code`: as `events.Failed.code`."""
+    return _LOAD_FAILURES.get(code, PublishError)(message)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from autoscaler.capacity import (
     Admitted,
     Evict,
-    IdleReplica,
+    Resident,
     Room,
     TooLarge,
     Wait,
@@ -24,8 +24,8 @@ from serve.core.ids import ReplicaId, RevisionKey
 MIB = 1 << 20
 
 
-def idle(name: str, size_mib: int, worth: float) -> IdleReplica:
-    return IdleReplica(ReplicaId(name), RevisionKey(name, 1), size_mib * MIB, worth)
+def idle(name: str, size_mib: int, worth: float) -> Resident:
+    return Resident(ReplicaId(name), RevisionKey(name, 1), size_mib * MIB, worth)
 
 
 def room(budget_mib: int, reserved_mib: int, leaving_mib: int = 0) -> Room:
@@ -49,7 +49,7 @@ def test_least_valuable_idle_replica_goes_and_no_more_than_needed() -> None:
     verdict = admit(50 * MIB, room(130, 120), candidates)
     assert isinstance(verdict, Evict)
     assert [victim.id for victim in verdict.victims] == ["cheap"]
-    assert verdict.reason == "50 MiB are needed, 120 MiB of 130 MiB are taken; of what is idle, cheap is worth least"
+    assert verdict.reason == "50 MiB are needed, 120 MiB of 130 MiB are taken; cheap is worth least"
 
 
 def test_small_one_is_spared_when_a_larger_one_frees_enough_alone() -> None:
@@ -71,7 +71,7 @@ def test_memory_that_is_being_given_back_is_waited_for_and_nobody_else_evicted()
 
 
 def test_idle_replicas_are_not_looked_at_while_there_is_room() -> None:
-    def explode() -> IdleReplica:
+    def explode() -> Resident:
         raise AssertionError("looked at")
 
     assert admit(1, room(100, 50), (explode() for _ in range(1))) == Admitted()
@@ -110,7 +110,7 @@ candidates_strategy = st.lists(st.builds(idle, st.uuids().map(str), st.integers(
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 400), st.integers(0, 100), candidates_strategy)
 def test_verdict_is_always_one_that_can_come_true(
-    need_mib: int, budget_mib: int, busy_mib: int, leaving_mib: int, candidates: list[IdleReplica]
+    need_mib: int, budget_mib: int, busy_mib: int, leaving_mib: int, candidates: list[Resident]
 ) -> None:
     idle_mib = sum(replica.memory_bytes for replica in candidates) // MIB
     place = room(budget_mib, busy_mib + leaving_mib + idle_mib, leaving_mib)

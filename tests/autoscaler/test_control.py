@@ -119,16 +119,17 @@ async def test_remove_lets_what_runs_finish_and_forgets_the_revision(tmp_path: P
         await world.autoscaler.remove(key)
 
 
-async def test_remove_under_load_kills_what_does_not_finish_in_time(tmp_path: Path) -> None:
+async def test_remove_waits_for_requests_of_any_length_and_its_caller_may_leave(tmp_path: Path) -> None:
     async with a_world(tmp_path, drain_timeout_s=5) as world:
-        key = world.add(max=2)
-        world.pool.ask(key, duration_s=1000, count=2)
+        key = world.add(max=2, idle=1, stable_window=2, panic_window=1, execution_timeout=2000)
+        requests = world.pool.ask(key, duration_s=1000, count=2)
         await asyncio.sleep(3)
         first, second = (asyncio.ensure_future(world.autoscaler.remove(key)) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
         await second
-        assert [exited.reason for exited in world.pool.gone] == [ExitReason.STOPPED] * 2
+        assert all(request.answered_ns for request in requests)
+        assert {exited.reason for exited in world.pool.gone} == {ExitReason.DRAINED}
         assert len(world.driver.ordered) == 2, "nothing is started for a revision that goes"
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from autoscaler.fleet import Fleet, folder_bytes
+from serve.core.clock import NS_PER_S
 from serve.core.errors import NoCapacity, PublishError
-from serve.core.events import ExitReason
+from serve.core.events import ExitReason, Failed
 from tests.autoscaler.world import MIB, World, a_world
 
 pytestmark = pytest.mark.looptime
@@ -43,8 +44,9 @@ async def test_busy_replica_is_never_evicted_and_who_waits_is_served_when_it_is_
         assert world.running("dog") == []
         assert [reason for reason in world.reasons("dog") if "waits for memory" in reason] == [
             "waits for memory: 40 MiB are needed, 40 MiB of 60 MiB are taken and only 0 MiB of that are idle: "
-            "requests queue"
-        ], "said once, not at every look"
+            "requests queue",
+            "waits for memory: 40 MiB are needed, 40 MiB of 60 MiB are taken; 40 MiB are being given back",
+        ], "each said once, not at every look"
         await asyncio.sleep(5)
         assert long.answered_ns
         assert waiting.answered_ns
@@ -254,3 +256,94 @@ def reserved(world: World) -> float:
     value = world.metrics.registry.get_sample_value("serve_reserved_memory_bytes")
     assert value is not None
     return value
+
+
+async def test_a_large_model_gets_its_turn_though_small_ones_always_fit(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=100) as world:
+        small = [world.add(f"small{number}", memory_mib=40, idle=0) for number in range(4)]
+        large = world.add("large", memory_mib=90)
+        for key in small[:2]:
+            world.pool.ask(key, duration_s=4)
+        await asyncio.sleep(1)
+        (waiting,) = world.pool.ask(large, duration_s=1)
+        others = []
+        for turn in range(60):  # there are always two small ones, and a third to follow each
+            others += world.pool.ask(small[turn % 4], duration_s=4)
+            await asyncio.sleep(1)
+            if waiting.answered_ns:
+                break
+        assert waiting.answered_ns
+        assert 10 < world.now_s() < 25
+        await asyncio.sleep(300)
+        assert all(request.answered_ns for request in others)
+        assert {exited.reason for exited in world.pool.gone} == {ExitReason.DRAINED}
+
+
+async def test_two_deployments_that_do_not_fit_together_alternate_though_both_are_always_asked(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=60) as world:
+        keys = [world.add(name, concurrency=4, max=1) for name in ("cat", "dog")]
+        requests = []
+        for _ in range(240):  # each always has two inside or waiting
+            for key in keys:
+                requests += world.pool.ask(key, duration_s=1)
+            await asyncio.sleep(0.5)
+        turns = [replica.split("-")[0] for replica in world.driver.ordered]
+        assert turns == ["cat", "dog"] * (len(turns) // 2) + ["cat"] * (len(turns) % 2)
+        assert 6 <= len(turns) <= 12, "each serves for a while: what it costs to alternate is bounded"
+        await asyncio.sleep(100)
+        assert all(request.answered_ns for request in requests)
+        assert not world.driver.kills, "what is inside finishes"
+        assert max(request.answered_ns - request.asked_ns for request in requests) < 40 * NS_PER_S
+
+
+async def test_a_replica_that_min_promises_gives_way_to_nobody(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=60) as world:
+        cat, dog = world.add("cat", min=1, concurrency=4), world.add("dog")
+        (waiting,) = world.pool.ask(dog, duration_s=1)
+        for _ in range(60):
+            world.pool.ask(cat, duration_s=1)
+            await asyncio.sleep(0.5)
+        assert not waiting.answered_ns
+        assert len(world.driver.ordered) == 1
+        world.pool.give_up(dog)
+
+
+async def test_who_waits_in_vain_for_more_than_one_replica_holds_nobody_up(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=100) as world:
+        many, other = world.add("many", memory_mib=70), world.add("other", memory_mib=20)
+        world.pool.ask(many, duration_s=30, count=10)
+        await asyncio.sleep(20)
+        (asked,) = world.pool.ask(other, duration_s=1)
+        await asyncio.sleep(2)
+        assert asked.answered_ns
+        assert len(world.driver.ordered) == 2
+        await asyncio.sleep(400)
+
+
+async def test_a_replica_killed_for_memory_gets_more_next_time_up_to_the_whole_budget(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=100) as world:
+        key = world.add(min=1)
+        reserved = []
+        for _ in range(5):
+            await world.until(lambda: any(process.is_ready for process in world.driver.processes.values()))
+            (status,) = world.autoscaler.describe(key)
+            reserved.append(status.memory_bytes // MIB)
+            world.driver.end(world.driver.processes[status.id], ExitReason.OUT_OF_MEMORY, "memory ran out")
+        assert reserved == [40, 60, 90, 100, 100]
+        assert any(
+            "it was given 60 MiB, the next one is given 90 MiB of the 100 MiB" in reason for reason in world.reasons()
+        )
+        assert world.learned == [], "what it needs was not measured: the registry is told nothing"
+
+
+async def test_a_model_that_does_not_load_for_want_of_memory_gets_more_next_time(tmp_path: Path) -> None:
+    async with a_world(tmp_path, budget_mib=100) as world:
+        behaviour = world.driver.behaviour("digits")
+        behaviour.fails = Failed(0, "out_of_memory", "'model' does not fit into the memory of this machine")
+        key = world.add(memory_mib=50)
+        world.pool.ask(key, duration_s=1)
+        await world.until(lambda: len(world.driver.ordered) == 3)
+        (status,) = world.autoscaler.describe(key)
+        assert status.memory_bytes == 100 * MIB
+        behaviour.fails = None
+        await asyncio.sleep(70)

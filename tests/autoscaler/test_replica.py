@@ -8,7 +8,7 @@ from serve.core.ids import ReplicaId
 
 
 def replica(*done: PhaseDone) -> Replica:
-    started = Replica(ReplicaId("digits-r1-abcdefgh"), 0, 1000, 0, 1000, 0)
+    started = Replica(ReplicaId("digits-r1-abcdefgh"), 0, 1000, 0, 0)
     started.started_ns = 1500
     started.phases_done.extend(done)
     return started

@@ -84,7 +84,7 @@ def test_weights_outside_the_folder_are_refused(tmp_path: Path, location: str) -
     (folder / "link").symlink_to(tmp_path)
     write(folder, location)
     error = inspect(folder)["error"]
-    assert error["code"] == "model_files_missing"
+    assert error["code"] == "model_invalid"
     assert f"'{location}', which is outside the model's folder" in error["message"]
 
 
