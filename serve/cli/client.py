@@ -24,6 +24,10 @@ CALL_TIMEOUT_S = 60.0
 _REFUSED_RETRIES = 5
 _IDEMPOTENT = frozenset({"GET", "PUT", "DELETE"})
 _READ_BYTES = 1 << 16
+ANSWER_BYTES = 64 << 20
+INFERENCE_BYTES = 1 << 30
+LINE_BYTES = 16 << 20
+"""Most bytes of an answer of the control API, of an inference, of one line of an answer in lines."""
 
 
 class Answer(NamedTuple):
@@ -49,23 +53,25 @@ class Client:
         self._starting = starting
         self._pool: Any = None
 
-    def get(self, path: str, **fields: Any) -> Any:
-        """Return the JSON answer of a GET. `fields`: query parameters; None is left out. Raises CommandError."""
+    def get(self, path: str, **fields: Any) -> dict[str, Any]:
+        """Return the JSON object that answers a GET. `fields`: query parameters, without None. Raises CommandError."""
         return self._json("GET", path, fields)
 
-    def delete(self, path: str) -> Any:
+    def delete(self, path: str) -> dict[str, Any]:
         return self._json("DELETE", path, {})
 
     def get_text(self, path: str, **fields: Any) -> str:
         with self._open("GET", path, fields=fields) as response:
-            return response.data.decode()
+            try:
+                return self._whole(response).decode()
+            except UnicodeDecodeError as error:
+                raise _not_a_platform(self.base_url, "bytes that are no text") from error
 
     def post(self, path: str, body: bytes) -> Answer:
         """Return the whole answer of a POST. Raises Refused for other than 2xx. Bound the time with `deadline`."""
         with self._open("POST", path, body=body, waits=True) as response:
-            return Answer(
-                response.status, {name.lower(): value for name, value in response.headers.items()}, response.data
-            )
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            return Answer(response.status, headers, self._whole(response, INFERENCE_BYTES))
 
     def post_lines(self, path: str, document: dict[str, Any], **fields: Any) -> Iterator[dict[str, Any]]:
         """Yield the JSON lines that answer a POST, as they come. The caller bounds the time with `deadline`."""
@@ -84,10 +90,15 @@ class Client:
         with self._open("PUT", path, body=stream, headers=headers) as response:
             response.drain_conn()
 
-    def _json(self, method: str, path: str, fields: dict[str, Any]) -> Any:
+    def _json(self, method: str, path: str, fields: dict[str, Any]) -> dict[str, Any]:
         with self._open(method, path, fields=fields) as response:
-            data = response.data
-        return _parse(data, self.base_url) if data else None
+            return _parse(self._whole(response), self.base_url)
+
+    def _whole(self, response: BaseHTTPResponse, limit_bytes: int = ANSWER_BYTES) -> bytes:
+        data = response.read(limit_bytes + 1)
+        if len(data) > limit_bytes:
+            raise _not_a_platform(self.base_url, f"more than {limit_bytes} bytes")
+        return data
 
     @contextlib.contextmanager
     def _open(
@@ -196,23 +207,30 @@ def _json_lines(response: BaseHTTPResponse, base_url: str) -> Iterator[dict[str,
         for line in lines:
             if line.strip():
                 yield _parse(line, base_url)
+        if len(rest) > LINE_BYTES:
+            raise _not_a_platform(base_url, f"a line of more than {LINE_BYTES} bytes")
     if rest.strip():
         yield _parse(rest, base_url)
 
 
-def _parse(data: bytes, base_url: str) -> Any:
+def _parse(data: bytes, base_url: str) -> dict[str, Any]:
     try:
-        return json.loads(data)
-    except ValueError as error:
-        raise CommandError(
-            "unexpected_answer", f"{base_url} answered something that is not JSON: is it a ServeZero platform?"
-        ) from error
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _not_a_platform(base_url, "something that is not JSON") from error
+    if not isinstance(document, dict):
+        raise _not_a_platform(base_url, "JSON that is no object")
+    return document
+
+
+def _not_a_platform(base_url: str, what: str) -> CommandError:
+    return CommandError("unexpected_answer", f"{base_url} answered {what}: is it a ServeZero platform?")
 
 
 def _error_body(response: BaseHTTPResponse, base_url: str) -> dict[str, Any]:
     """Return the platform's error, or one that says that somebody else answered."""
-    with contextlib.suppress(ValueError):
-        body = json.loads(response.data)
+    with contextlib.suppress(ValueError, RecursionError):
+        body = json.loads(response.read(ANSWER_BYTES))
         if isinstance(body, dict) and "error" in body:
             return body
     return {

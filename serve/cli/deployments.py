@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serve.cli.failure import deploy_failed, usage
+from serve.cli.failure import CommandError, deploy_failed, usage
 from serve.cli.options import HomePath, Json, Name, Url, duration_s
 from serve.cli.output import emit, emit_json, emit_table, milliseconds, moment, note, seconds, size
 
@@ -93,7 +93,7 @@ def rollback(
 
     wait_s = duration_s(wait, "--wait")
     api = connect(url, home).api
-    result: dict[str, Any] = {"name": name, "revision": revision}
+    result: dict[str, Any] = {}
     with deadline(wait_s, f"not rolled back after {wait_s:g} s: see `serve history {name}`"):
         for line in api.post_lines(_path(name, "/rollback"), {"revision": revision}):
             if line.get("event") == "failed":
@@ -102,6 +102,8 @@ def rollback(
                 note(str(line.get("message", "")))
                 continue
             result = line.get("receipt") or line
+    if "revision" not in result:
+        raise CommandError("unexpected_answer", f"the answer does not say what happened: see `serve history {name}`")
     if as_json:
         emit_json(result)
     else:
@@ -127,9 +129,9 @@ def delete(
             return
     document = api.delete(_path(name))
     if as_json:
-        emit_json(document if isinstance(document, dict) else {"name": name, "deleted": True})
+        emit_json(document)
     else:
-        note(f"deleted {name}")
+        note(f"deleted {document['name']}")
 
 
 def _path(name: str, below: str = "") -> str:

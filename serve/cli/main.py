@@ -84,6 +84,25 @@ def _run(as_json: bool) -> int:
     except typer.TyperException as error:
         _report(CommandError("usage", error.format_message()), as_json)
         return ExitCode.USAGE
+    except typer.Abort:
+        note("aborted")
+        return ExitCode.ERROR
+    except OSError:
+        raise
+    except Exception as error:
+        # Commands read answers as the platform gives them: whatever else answered is told apart from it here.
+        if os.environ.get("SERVE_TRACEBACK"):
+            raise
+        _report(CommandError("unexpected_answer", _surprise(error)), as_json)
+        return ExitCode.ERROR
+
+
+def _surprise(error: Exception) -> str:
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return (
+        f"the command cannot go on ({what:.200}): either what answered is no ServeZero platform of this version, "
+        "or this is a defect; SERVE_TRACEBACK=1 shows where"
+    )
 
 
 def _discard_stdout() -> None:
