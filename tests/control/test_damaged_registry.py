@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from serve.control import database
 from serve.control.database import copy_path, transaction
-from serve.core.errors import IntegrityError, ServeError
+from serve.control.registry import Registry
+from serve.core.errors import IntegrityError, ServeError, StorageFull
+from tests.billing.test_journal_faults import no_descriptors_left
 
 
 def filled(path: Path, count: int = 200) -> None:
@@ -115,3 +117,18 @@ def test_without_space_for_a_copy_the_platform_starts_all_the_same(tmp_path: Pat
     filled(path)
     path.with_name("registry.db.copying").mkdir()
     assert len(names(path)) == 200
+
+
+async def test_without_descriptors_a_change_is_made_or_refused_and_the_next_one_works(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry.db", lambda _digest: tmp_path)
+    registry.open()
+    try:
+        assert await registry.reserve_number("digits") == 1
+        with no_descriptors_left(), suppress(StorageFull):
+            await registry.reserve_number("digits")
+        assert await registry.reserve_number("digits") in {2, 3}
+        with no_descriptors_left(), pytest.raises(StorageFull, match=r"registry\.db"):
+            database.connect(tmp_path / "other" / "registry.db")
+    finally:
+        registry.close()
+    assert names(tmp_path / "registry.db") == ["digits"]
