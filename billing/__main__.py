@@ -8,6 +8,7 @@ exits 0. It works only when told: no timer, no polling. A ledger that cannot be 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -29,8 +30,8 @@ def main() -> int:
     try:
         desk = _Desk(arguments.journal, arguments.ledger)
         for line in sys.stdin.buffer:
-            sys.stdout.buffer.write(orjson.dumps(desk.answer(line)) + b"\n")
-            sys.stdout.buffer.flush()
+            # Unbuffered: what nobody reads any more must not be tried again at exit.
+            os.write(sys.stdout.fileno(), orjson.dumps(desk.answer(line)) + b"\n")
         desk.sync()
         desk.ledger.close()
     except LedgerError as error:

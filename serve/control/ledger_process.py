@@ -102,6 +102,8 @@ class LedgerProcess:
     async def _ask(self, process: Process, op: str) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
+        if process.stdin.is_closing():  # its pipe may be known to be broken before its exit is
+            raise ConnectionError("the ledger ended")
         process.stdin.write(b'{"op":"%b"}\n' % op.encode())
         await process.stdin.drain()
         line = await process.stdout.readline()

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -60,6 +61,33 @@ def test_a_ledger_that_dies_is_started_again_by_the_question_that_finds_it_dead(
         assert ledger.pid not in (None, first)
 
     run(tmp_path, story)
+
+
+def test_a_broken_pipe_to_a_ledger_whose_exit_is_not_known_yet_is_no_defect(tmp_path: Path) -> None:
+    async def story(ledger: LedgerProcess) -> None:
+        await ledger.sync()
+        process = ledger._process
+        assert process is not None
+        assert process.stdin is not None
+        process.stdin.transport.abort()
+        await asyncio.sleep(0)
+        assert process.returncode is None
+        await ledger.sync()
+        assert ledger._process is not process
+
+    run(tmp_path, story)
+
+
+def test_a_ledger_whose_platform_is_gone_says_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", "billing", "--journal", str(tmp_path), "--ledger", str(tmp_path / "l.db")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stdin.write(b'{"op":"sync"}\n')
+        process.stdin.close()
+        assert process.stderr.read() == b""
 
 
 @pytest.mark.parametrize("harm", ["garbage", "older", "page"])
