@@ -36,7 +36,7 @@ MAX_OUTSTANDING = 16
 FIRST_BACKOFF_S = 0.05
 LONGEST_BACKOFF_S = 10.0
 LONG_LIFE_S = 10.0
-"""A zygote that lived so long is replaced at once; back-off is for those that die young."""
+"""A zygote that lived so long, or forked a replica, is replaced at once; back-off is for those that die young."""
 MAX_TRIES = 3
 """A command whose zygote died before it was carried out goes to the next one so often."""
 
@@ -231,6 +231,7 @@ class Zygote:
         self._send()
 
     def _made(self, fork: Fork | None, pid: int) -> None:
+        self._backoff_s = FIRST_BACKOFF_S
         try:
             process = self._children.adopt(pid)
         except OSError as error:

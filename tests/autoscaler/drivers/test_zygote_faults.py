@@ -143,6 +143,18 @@ async def test_a_zygote_killed_again_and_again_costs_no_start(driver: LocalDrive
     assert len(seen) == 5
 
 
+async def test_a_zygote_that_works_is_replaced_at_once_however_often_it_is_killed(
+    driver: LocalDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zygote, "LONGEST_BACKOFF_S", 3600.0)
+    monkeypatch.setattr(zygote, "FIRST_BACKOFF_S", 0.001)
+    async with asyncio.timeout(30):
+        for number in range(20):  # doubled so often, the pause would be minutes
+            await ask(driver, tmp_path, f"echo-r1-{number:08d}")
+            assert driver.zygote_pid is not None
+            os.kill(driver.zygote_pid, signal.SIGKILL)
+
+
 async def test_a_killed_process_in_between_costs_nothing_but_another_try(driver: LocalDriver, tmp_path: Path) -> None:
     pid, starting = await catch_in_between(driver, tmp_path, 1)
     before = driver.zygote_pid
