@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of who is killed when, and what is asked")
     parser.add_argument("--minutes", type=float, help="end the load after this time")
     parser.add_argument("--kill", default="all", help=f"all, or some of {', '.join(KINDS)} with commas between")
+    parser.add_argument("--pace", type=float, default=1.0, help="how much oftener than usual is killed")
     parser.add_argument("--processes", type=int, default=1, help="of clients")
     parser.add_argument("--connections", type=int, default=24, help="of each process of clients")
     parser.add_argument("--folder", type=Path, help="keep home and logs here")
@@ -25,7 +27,16 @@ def main() -> int:
     kinds = KINDS if options.kill == "all" else tuple(options.kill.split(","))
     if unknown := set(kinds) - set(KINDS):
         parser.error(f"--kill knows {', '.join(KINDS)} and all, not {', '.join(unknown)}")
-    plan = Plan(options.requests, options.seed, kinds, options.minutes, options.processes, options.connections)
+    plan = Plan(
+        options.requests,
+        options.seed,
+        kinds,
+        options.minutes,
+        options.pace,
+        options.processes,
+        options.connections,
+    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="serve-chaos.") as folder:
         outcome = run(options.folder or Path(folder), plan, show)
     sys.stdout.write(report(outcome) + "\n")

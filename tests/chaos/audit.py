@@ -63,11 +63,12 @@ def audit(platform: RunningPlatform, logs: list[Path], platforms_ns: list[int]) 
         connection.execute(_ATTEMPTS)
         for log in logs:
             connection.executemany(f"INSERT INTO attempts VALUES ({','.join('?' * 9)})", _lines(log))
-        connection.execute("CREATE UNIQUE INDEX answered ON attempts (request_id) WHERE request_id <> ''")
+        connection.execute("CREATE INDEX answered ON attempts (request_id)")
         connection.execute("ATTACH ? AS ledger", (f"file:{platform.home.ledger}?mode=ro",))
         for outcome, count in connection.execute("SELECT outcome, count(*) FROM attempts GROUP BY outcome"):
             found.counts[outcome] = count
         found.complain(_failures(connection, found))
+        found.complain(_same_ids(connection))
         found.complain(_answered(connection, found, load_price_book(platform.home.prices).entries))
         found.complain(_extras(connection, found, platforms_ns))
     return found
@@ -83,6 +84,13 @@ def _failures(connection: sqlite3.Connection, found: Audit) -> Iterator[str]:
     for row in connection.execute("SELECT * FROM attempts WHERE problem <> ''"):
         found.counts["failed"] += 1
         yield f"{row['client_id']} failed: {row['problem']} ({row['request_id']}, {row['replica']})"
+
+
+def _same_ids(connection: sqlite3.Connection) -> Iterator[str]:
+    """The platform's ids are never given twice, restarts or not."""
+    query = "SELECT request_id, count(*) AS n FROM attempts WHERE request_id <> '' GROUP BY request_id HAVING n > 1"
+    for row in connection.execute(query):
+        yield f"{row['n']} answers have the id {row['request_id']}"
 
 
 def _answered(connection: sqlite3.Connection, found: Audit, entries: Iterable[Prices]) -> Iterator[str]:

@@ -45,10 +45,12 @@ class Killed:
 class Killer:
     """Kills what belongs to one platform. Used from one thread."""
 
-    def __init__(self, platform: RunningPlatform, kinds: tuple[str, ...], seed: int) -> None:
+    def __init__(self, platform: RunningPlatform, kinds: tuple[str, ...], seed: int, pace: float = 1.0) -> None:
+        """`pace`: how much oftener than usual."""
         self.killed = Killed()
         self._platform = platform
         self._chance = random.Random(seed)
+        self._pace = pace
         now_s = time.monotonic()
         self._due_s = {kind: now_s + self._interval_s(kind) for kind in kinds}
 
@@ -70,7 +72,7 @@ class Killer:
                 self._due_s[kind] = time.monotonic() + self._interval_s(kind)
 
     def _interval_s(self, kind: str) -> float:
-        return _MEAN_S[kind] * self._chance.uniform(0.5, 1.5)
+        return _MEAN_S[kind] / self._pace * self._chance.uniform(0.5, 1.5)
 
     def _kill_replica(self) -> None:
         """Kill one in a state chosen first, so that those who start or drain are hit, too."""

@@ -31,6 +31,8 @@ class Plan:
     kills: tuple[str, ...] = KINDS
     minutes: float | None = None
     """Longest time of the load; None: until all requests are sent."""
+    pace: float = 1.0
+    """How much oftener than usual is killed."""
     processes: int = 1
     connections: int = 24
     """Clients of each process."""
@@ -62,7 +64,7 @@ def run(folder: Path, plan: Plan, say: Callable[[str], None]) -> Outcome:
             platform.deploy("--file", deployed.write(folder / "models" / deployed.name))
         load = Load(folder, plan, port)
         begin_s = time.monotonic()
-        killer = Killer(platform, plan.kills, plan.seed)
+        killer = Killer(platform, plan.kills, plan.seed, plan.pace)
         try:
             load.follow(killer, say, None if plan.minutes is None else begin_s + 60 * plan.minutes)
         finally:
