@@ -16,7 +16,7 @@ from activator.answer import write_answer
 from activator.crowd import Crowd
 from activator.limits import PIPELINED, Limits
 from activator.watch import WatchedReader
-from serve.core.errors import Draining, QueueFull, ServeError
+from serve.core.errors import BadRequest, Draining, QueueFull, ServeError
 
 CYCLE = "serve.cycle"
 """Key in the ASGI scope: the cycle of this request, for `respond` and `on_leave`."""
@@ -142,15 +142,24 @@ class FrontDoorProtocol(WatchedReader):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Return whether the connection stays open for answers: the client sent what it had to send."""
-        if self._is_partial or self.transport.is_closing() or not self.is_owing:
+        if self.transport.is_closing() or not self.is_owing:
             return False
-        self.cycle.keep_alive = False
+        if self._is_partial and not self._is_in_head and self.cycle is self._active:
+            return False  # it cannot be answered any more
+        if self._is_partial:
+            self.refuse(BadRequest("The connection ended in the midst of this request: send all of it"))
+        if self._last_words is None:
+            self.cycle.keep_alive = False
+        self._is_half_closed = True
+        if not self._probe_s:
+            self.probe()
+        return True
+
+    @property
+    def may_be_probed(self) -> bool:
         active = self._active
         is_silent = not (isinstance(active, RequestResponseCycle) and active.response_started)
-        if not self._is_half_closed and is_silent and self.parser.get_http_version() != "1.0":
-            self.probe()
-        self._is_half_closed = True
-        return True
+        return is_silent and self.parser.get_http_version() != "1.0"
 
     def connection_lost(self, exc: Exception | None) -> None:
         active = self._active

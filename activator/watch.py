@@ -7,15 +7,32 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from abc import abstractmethod
 from typing import Any
+
+from uvicorn.protocols.http.flow_control import FlowControl
 
 from activator.limits import LINGER_S, Limits
 from activator.reading import RequestReader
 from serve.core.errors import UploadTimeout
 
-_TCP_CLOSE = 7
-"""State of a socket whose peer has said that it knows nothing of it any more (linux/tcp_states.h)."""
+_TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8
+"""States of a socket whose peer knows nothing of it any more, or sends no more (linux/tcp_states.h)."""
 _FIRST_PROBE_S, _LAST_PROBE_S = 0.005, 5.0
+_PAUSED_S = 1.0
+"""Between looks at whether a client is gone that is not read, and so cannot say it."""
+
+
+class WatchedFlow(FlowControl):
+    """Flow control that has clients looked at which are not read."""
+
+    def __init__(self, transport: asyncio.Transport, watch: WatchedReader) -> None:
+        super().__init__(transport)
+        self._watch = watch
+
+    def pause_reading(self) -> None:
+        super().pause_reading()
+        self._watch.look_within(_PAUSED_S)
 
 
 class WatchedReader(RequestReader):
@@ -38,6 +55,10 @@ class WatchedReader(RequestReader):
         self._is_half_closed = False
         """The client sends no more. It may still read, or be gone: its FIN says the same of both."""
         self._probe_s = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = WatchedFlow(transport, self)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -88,10 +109,15 @@ class WatchedReader(RequestReader):
         Its machine answers anything sent to a closed socket with a reset. The interim answer is one that every client
         of HTTP/1.1 skips.
         """
-        self._is_half_closed = True
-        self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._probe_s = _FIRST_PROBE_S
         self.look_within(_FIRST_PROBE_S)
+        if self.may_be_probed:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    @property
+    @abstractmethod
+    def may_be_probed(self) -> bool:
+        """Whether an interim answer may be sent now."""
 
     # Within
 
@@ -167,12 +193,17 @@ class WatchedReader(RequestReader):
         return None
 
     def _look_at_client(self) -> float | None:
-        """Let go of a client of whom the probe says that it is gone."""
-        if not self._probe_s or not self.is_owing or self.transport.is_closing():
+        """Let go of a client that is gone, as far as its machine has said so."""
+        is_paused = self.flow.read_paused
+        if not self.is_owing or self.transport.is_closing() or not (self._probe_s or is_paused):
             return None
         sock: socket.socket = self.transport.get_extra_info("socket")
-        if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+        state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        if state == _TCP_CLOSE:
             self.transport.abort()
             return None
-        self._probe_s = min(_LAST_PROBE_S, self._probe_s * 4)
-        return self._probe_s
+        if self._probe_s:
+            self._probe_s = min(_LAST_PROBE_S, self._probe_s * 4)
+        elif state == _TCP_CLOSE_WAIT:
+            self.probe()
+        return self._probe_s or _PAUSED_S

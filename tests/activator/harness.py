@@ -207,6 +207,10 @@ class Harness:
         exited = Exited(replica.id, reason, self.clock.monotonic_ns(), None, signal, f"signal {signal}")
         self.router.replica_gone(exited)
 
+    async def turn(self) -> None:
+        """Let what was sent arrive."""
+        await asyncio.sleep(0.001)
+
     def frames_received(self, frames: list[Frame]) -> None:
         raise AssertionError("the activator did not take the link over")
 
