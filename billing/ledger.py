@@ -27,7 +27,8 @@ _REQUEST = """INSERT INTO requests VALUES (
     :queue_us, :cold_us, :busy_us, :infer_us, :bytes_in, :bytes_out, :cores, :memory_mib, :cold, :price, :client_id,
     :trace_id) ON CONFLICT (id) DO NOTHING"""
 _LIFE = """INSERT INTO lives VALUES (:replica, :writer, :deployment, :revision, :labels, :cores, :memory_mib,
-    :assigned_mono_ns, :assigned_wall_ns, :pid) ON CONFLICT (replica) DO UPDATE SET memory_mib = excluded.memory_mib"""
+    :assigned_mono_ns, :assigned_wall_ns, :pid) ON CONFLICT (replica) DO UPDATE SET memory_mib = excluded.memory_mib,
+    pid = coalesce(excluded.pid, pid)"""
 # The memory of a revision's first replica is an estimate until it is measured: the last word counts for the whole life.
 # A life has one writer, and a writer's records are taken in in their order: the later state is the newer.
 _STATE = """INSERT INTO states VALUES (:replica, :minute, :mono_ns, :cold_us, :billed_us, :lost_us, :idle_us, :drain_us,
@@ -38,9 +39,8 @@ _STATE = """INSERT INTO states VALUES (:replica, :minute, :mono_ns, :cold_us, :b
         bounded = excluded.bounded, cpu_us = coalesce(excluded.cpu_us, cpu_us),
         peak_rss_mib = coalesce(excluded.peak_rss_mib, peak_rss_mib),
         anon_mib = max(coalesce(excluded.anon_mib, anon_mib), coalesce(anon_mib, excluded.anon_mib))"""
-_MACHINE = """INSERT INTO machine VALUES (:writer, :mono_ns, :started_mono_ns, :cores, :memory_mib, :platform_cpu_us,
-    :platform_mib_us, :platform_mib, :zygote_cpu_us, :zygote_mib_us, :zygote_mib, :ended)
-    ON CONFLICT (writer, mono_ns) DO UPDATE SET ended = max(ended, excluded.ended)"""
+_MACHINE = """INSERT OR REPLACE INTO machine VALUES (:writer, :mono_ns, :started_mono_ns, :cores, :memory_mib,
+    :platform_cpu_us, :platform_mib_us, :platform_mib, :zygote_cpu_us, :zygote_mib_us, :zygote_mib, :ended)"""
 _SHIFT = "SELECT wall_ns - mono_ns FROM moments WHERE writer = ? ORDER BY mono_ns DESC LIMIT 1"
 _MOMENT = "INSERT INTO moments VALUES (:writer, :mono_ns, :wall_ns) ON CONFLICT (writer, mono_ns) DO NOTHING"
 _STEP_NS = 1_000_000_000

@@ -44,6 +44,8 @@ class MachineProof:
         tenures = read_tenures(self._connection, self.until_mono_ns, read_timelines(self._connection))
         for tenure in tenures:
             problems += _broken_laws(tenure, self._first.get(tenure.writer))
+            if self.until_mono_ns.get(tenure.writer, 0) > tenure.until_mono_ns:
+                problems.append(f"{tenure.writer}: its tenure ends before its last known instant")
         problems += _overlaps(tenures)
         by_name = {line.name: line for line in report.bill.lines}
         for unit, place, ours, resources in (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass, field
 
 from billing import records
 from billing.attribute import LifeAccount, Parts, Share
 from billing.journal import Journal
+from billing.machine import PLATFORM, ZYGOTE, MachineMeter, Reading
 from billing.prices import Prices
 from serve.core.clock import VirtualClock
 from serve.core.frames import Usage
@@ -52,6 +54,32 @@ class Metered:
             answered=self.answered,
             executions=self.answered,
         )
+
+
+class Tenured:
+    """A platform's own records, with processes that use what a test says."""
+
+    def __init__(self, journal: Journal, clock: VirtualClock, cores: int = 4, memory_mib: int = 4096) -> None:
+        self.journal, self.clock = journal, clock
+        self.cpu_us = {PLATFORM: 0, ZYGOTE: 0}
+        self.held_mib = {PLATFORM: 0, ZYGOTE: 0}
+        self.meter = MachineMeter(clock.monotonic_ns(), cores, memory_mib, self._readings())
+        self._append(ended=False)
+
+    def write(self, *, ended: bool = False) -> None:
+        self.meter.sample(self.clock.monotonic_ns(), self._readings())
+        self._append(ended=ended)
+
+    def _append(self, *, ended: bool) -> None:
+        now_ns, wall_ns = self.clock.monotonic_ns(), self.clock.wall_ns()
+        origin, state = self.journal.origin, self.meter.state
+        self.journal.append(records.machine(state, origin, mono_ns=now_ns, wall_ns=wall_ns, ended=ended))
+
+    def _readings(self) -> dict[str, list[Reading]]:
+        return {
+            line: [Reading((number, 1), self.cpu_us[line], self.held_mib[line] << 20)]
+            for number, line in enumerate((PLATFORM, ZYGOTE))
+        }
 
 
 class Recorded:
@@ -126,21 +154,24 @@ class Recorded:
         self.journal.append(line)
         return request_id
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, used: records.Used | None = None, pid: int | None = None) -> None:
         now_ns, wall_ns = self.clock.monotonic_ns(), self.clock.wall_ns()
+        life = dataclasses.replace(self.life, pid=pid)
         parts = self.account.parts(now_ns)
-        line = records.checkpoint(self.life, self.journal.origin, parts, mono_ns=now_ns, wall_ns=wall_ns)
+        line = records.checkpoint(life, self.journal.origin, parts, mono_ns=now_ns, wall_ns=wall_ns, used=used)
         self.journal.append(line)
 
     def drain(self) -> None:
         self.account.drain(self.clock.monotonic_ns())
         self._segment("run")
 
-    def exit(self, reason: str = "drained", inside_since_ns: int | None = None) -> Parts:
+    def exit(
+        self, reason: str = "drained", inside_since_ns: int | None = None, used: records.Used | None = None
+    ) -> Parts:
         self.account.exited(self.clock.monotonic_ns(), inside_since_ns)
-        return self._segment("drain", reason)
+        return self._segment("drain", reason, used)
 
-    def _segment(self, part: str, exit_reason: str | None = None) -> Parts:
+    def _segment(self, part: str, exit_reason: str | None = None, used: records.Used | None = None) -> Parts:
         now_ns = self.clock.monotonic_ns()
         parts = self.account.parts(now_ns)
         line = records.segment(
@@ -152,6 +183,8 @@ class Recorded:
             wall_ns=self.clock.wall_ns(),
             exit_reason=exit_reason,
             estimated=self.account.estimated,
+            bounded=self.account.bounded,
+            used=used,
         )
         self.journal.append(line)
         return parts
