@@ -1,6 +1,6 @@
 """The journal: append-only files of records, the one thing that must be written before an answer's last byte.
 
-`<folder>/<writer>/<seq>.jsonl`, one writer a folder, one record (`billing.records`) a line. Nothing is ever changed
+`<folder>/<writer>/<seq>.jsonl`, one writer a folder, one record (`billing.records`) a line. No line is ever changed
 or removed by a writer. What a kill can do is leave the last line incomplete: a torn tail.
 """
 
@@ -62,8 +62,8 @@ class Journal:
         self._file_bytes = file_bytes
         self._next_file_at_bytes = file_bytes
         self._lines: list[bytes] = []
-        self._is_torn = False
-        """The beginning of the first of these lines is written: it must end where it began."""
+        self._begun = b""
+        """What is written of the first of these lines, which must end where it began."""
         self._is_refused = False
         self._size_bytes = 0
         self._sequence = 0
@@ -103,14 +103,14 @@ class Journal:
         """Change the record of a request that is still buffered. False where none is, or a part of it is written."""
         name = b'"id":"%b"' % request_id.encode()
         for index, line in enumerate(self._lines):
-            if name in line and not (index == 0 and self._is_torn):
+            if name in line and not (index == 0 and self._begun):
                 self._lines[index] = records.encode(records.decode(line[:-1]) | changes)
                 return True
         return False
 
     def flush(self) -> None:
         """Write all that is buffered, with one `write` unless the kernel takes only a part. Raise JournalError."""
-        if self._size_bytes >= self._next_file_at_bytes and not self._is_torn:
+        if self._size_bytes >= self._next_file_at_bytes and not self._begun:
             self._begin_file()
         try:
             while self._lines:
@@ -122,11 +122,12 @@ class Journal:
                 self._size_bytes += written
                 if written == len(data):
                     del self._lines[:count]
-                    self._is_torn = False
+                    self._begun = b""
                 else:
                     self._drop(written)
         except OSError as error:
             self._is_refused = True
+            self._withdraw()
             raise self._error(error) from error
 
     def unsynced(self) -> Unsynced | None:
@@ -142,7 +143,7 @@ class Journal:
         self._complete += handed.complete
         self._new_names = tuple({*self._new_names, *handed.folders})
         self._is_synced = False
-        if handed.current == self._descriptor and self._is_torn:
+        if handed.current == self._descriptor and self._begun:
             self._next_file_at_bytes = 0  # once the line that was begun is whole
         elif handed.current == self._descriptor:
             self._begin_file()
@@ -171,11 +172,26 @@ class Journal:
             written -= len(self._lines[whole])
             whole += 1
         if whole:
-            self._is_torn = False
+            self._begun = b""
         del self._lines[:whole]
         if written:
+            self._begun += self._lines[0][:written]
             self._lines[0] = self._lines[0][written:]
-            self._is_torn = True
+
+    def _withdraw(self) -> None:
+        """Take the beginning of a line off the file again: nobody reads it before its end, and it can be amended.
+
+        Where that cannot be, the line goes on where it began.
+        """
+        if not self._begun:
+            return
+        try:
+            os.ftruncate(self._descriptor, self._size_bytes - len(self._begun))
+        except OSError:
+            return
+        self._size_bytes -= len(self._begun)
+        self._lines[0] = self._begun + self._lines[0]
+        self._begun = b""
 
     def _begin_file(self) -> None:
         """Go on in a new journal file; where there can be none, in this one, and try again after some records more."""

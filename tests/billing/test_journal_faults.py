@@ -115,7 +115,7 @@ def test_a_journal_that_cannot_be_opened_leaves_no_descriptor(tmp_path: Path) ->
     assert sorted(Path("/proc/self/fd").iterdir()) == before
 
 
-def test_a_record_can_be_amended_until_its_first_byte_is_written(tmp_path: Path) -> None:
+def test_a_record_can_be_amended_until_it_is_written_whole(tmp_path: Path) -> None:
     lines = [records.encode({"kind": "request", "v": 1, "id": f"w-{number}", "charged": True}) for number in range(3)]
     with closing(Journal(tmp_path, "aaaaaaaa", SystemClock())) as journal:
         path = journal_files(tmp_path)[0][2]
@@ -128,13 +128,14 @@ def test_a_record_can_be_amended_until_its_first_byte_is_written(tmp_path: Path)
                 journal.flush()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert not journal.amend("w-0", charged=False), "ten bytes of it are written"
-        assert journal.amend("w-1", charged=False)
+        assert numbers(tmp_path) == []
+        assert path.read_bytes().endswith(b"\n"), "the ten bytes of it that fitted were taken back"
+        assert journal.amend("w-0", charged=False)
         assert not journal.amend("w-9", charged=False)
         journal.flush()
         assert not journal.amend("w-2", charged=False), "it is written"
         found = [record for record, _ in read_journal_file(path) if isinstance(record, dict)]
-        assert [record.get("charged") for record in found[1:]] == [True, False, True]
+        assert [record.get("charged") for record in found[1:]] == [False, True, True]
 
 
 def test_a_long_refusal_is_asked_with_one_line_and_not_with_all_that_waits(tmp_path: Path) -> None:
