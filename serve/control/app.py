@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from billing.prices import PriceBook
-from cache.sources.fetch import SOURCES, fetch
+from cache.manifest import Manifest
+from cache.sources.fetch import SOURCES, fetch, ignore_progress
+from cache.sources.http import shown_url
 from cache.store import ModelStore
 from serve.control.api import Control, control_app
 from serve.control.deployments import Deployments
@@ -16,11 +19,14 @@ from serve.control.publish import Publisher, Site
 from serve.control.registry import Registry
 from serve.control.views import count_states
 from serve.core.clock import Clock
+from serve.core.errors import ServeError, SourceChanged
 from serve.core.home import Home
 from serve.core.ids import RequestIds, RevisionKey, new_writer_id
 from serve.core.lifecycle import Lifecycle
 from serve.core.metrics import Metrics
 from serve.core.revision import State
+
+log = logging.getLogger(__name__)
 
 _REMOTE = {scheme: source for scheme, source in SOURCES.items() if scheme not in {"", "file"}}
 """Where the platform itself may fetch models: never a path of its own machine."""
@@ -65,9 +71,8 @@ class ControlPlane:
             endpoint_base=around.data_url,
         )
         self._metrics = around.metrics
-        self._publisher = Publisher(
-            self.deployments, lambda url, progress: fetch(url, around.store, progress, _REMOTE), site
-        )
+        self._around = around
+        self._publisher = Publisher(self.deployments, self._fetch, site)
         control = Control(
             deployments=self.deployments,
             publisher=self._publisher,
@@ -95,8 +100,24 @@ class ControlPlane:
         self._publisher.memory_learned(key, size_bytes)
 
     def damaged(self, digests: Sequence[str]) -> None:
-        """The store has put these models aside."""
-        self.deployments.damaged(digests)
+        """The store has put these models aside: fetch again what came from a URL."""
+        for digest, url in self.deployments.damaged(digests).items():
+            self._around.lifecycle.spawn(f"fetch {digest[:12]} again", self._fetch_again(digest, url))
+
+    async def _fetch_again(self, digest: str, url: str) -> None:
+        try:
+            manifest = await self._fetch(url, ignore_progress)
+            if manifest.digest != digest:
+                raise SourceChanged(f"{shown_url(url)} is another model now")
+            await self._around.store.publish(manifest)
+            await self.deployments.returned(digest)
+        except ServeError as error:
+            log.error("a damaged model was not fetched again: deploy it again", extra={"error": str(error)})
+        else:
+            log.warning("a damaged model was fetched again", extra={"digest": digest, "url": shown_url(url)})
+
+    async def _fetch(self, url: str, progress: Callable[[int, int | None], None]) -> Manifest:
+        return await fetch(url, self._around.store, progress, _REMOTE)
 
     def measure(self) -> None:
         """Set the gauge of deployments by state: called when somebody reads the metrics."""

@@ -41,6 +41,7 @@ MIGRATIONS: tuple[str, ...] = (
         FOREIGN KEY (name, number) REFERENCES revisions ON DELETE CASCADE
     ) STRICT;
     """,
+    "ALTER TABLE revisions ADD COLUMN source TEXT NOT NULL DEFAULT ''",
 )
 """Statements that lead from schema version n to n + 1. Append only: files of every version are out there."""
 

@@ -32,6 +32,7 @@ class Deployments:
         self._claims: dict[str, str] = {}
         self._is_closing = False
         self._pins: dict[RevisionKey, Pin] = {}
+        self._dropping: set[asyncio.Task[None]] = set()
 
     def restore(self) -> None:
         """Bring back what the registry says: every retained revision can be called, none is started by this."""
@@ -120,11 +121,16 @@ class Deployments:
             await self.registry.delete(name, committed)
         await asyncio.wait(retiring)
 
-    def damaged(self, digests: Sequence[str]) -> None:
-        """The store has put these models aside: nothing is served from them any more, until they are deployed again."""
+    def damaged(self, digests: Sequence[str]) -> dict[str, str]:
+        """The store has put these models aside: nothing is served from them any more, until they are there again.
+
+        Return {digest: URL} of those that can be fetched.
+        """
+        sources: dict[str, str] = {}
         for deployment in list(self.registry.deployments.values()):
             lost = [stored for stored in deployment.revisions.values() if stored.revision.digest in digests]
             pinned = [(stored, self._pins.pop(stored.revision.key, None)) for stored in lost]
+            sources |= {stored.revision.digest: stored.source for stored in lost if stored.source}
             if lost:
                 self._route(deployment)
             for stored, pin in pinned:
@@ -133,7 +139,23 @@ class Deployments:
                     why = ModelFailed(
                         f"the stored model of '{key.name}' revision {key.number} is damaged; deploy it again"
                     )
-                    self._lifecycle.spawn(f"drop {key}", self._drop(key, pin, why))
+                    dropped = self._lifecycle.spawn(f"drop {key}", self._drop(key, pin, why))
+                    self._dropping.add(dropped)
+                    dropped.add_done_callback(self._dropping.discard)
+        return sources
+
+    async def returned(self, digest: str) -> None:
+        """A model that had been put aside is in the store again: its revisions can be called as before."""
+        if self._dropping:
+            await asyncio.wait(self._dropping)
+        for deployment in list(self.registry.deployments.values()):
+            for stored in deployment.revisions.values():
+                key = stored.revision.key
+                if stored.revision.digest == digest and key not in self._pins:
+                    self._restore(stored)
+                    self._route(deployment)
+                    if key in self._pins:
+                        self.scaler.add(stored.revision, reachable=_has_traffic(deployment, stored.number))
 
     def memory_learned(self, key: RevisionKey, size_bytes: int) -> None:
         """Remember a revision's high-water mark, so that the next start of the platform reserves enough."""

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from billing.prices import Prices
 from cache.manifest import Manifest
@@ -143,7 +144,8 @@ class Publisher:
             revision = Revision(key, spec, model.digest, str(model.path), model_file, threads, 0, None)
             self._deployments.announce(spec.name)
             try:
-                attempt = _Attempt(revision, model.size_bytes, request.sample, held, progress)
+                source = _without_secrets(request.model.url or "")
+                attempt = _Attempt(revision, model.size_bytes, request.sample, held, progress, source)
                 return await self._try(attempt)
             finally:
                 self._deployments.withdraw(spec.name)
@@ -197,7 +199,8 @@ class Publisher:
         body = trial.body or _example(revision)
         curl = "" if body is None else await sample_file.curl(self._site.home, revision.key.name, endpoint, body)
         printed = receipt.receipt(revision, attempt.size_bytes, endpoint, trial.measured, self._site.prices(), curl)
-        stored = StoredRevision(revision, attempt.size_bytes, printed, self._site.clock.wall_ns())
+        now_ns = self._site.clock.wall_ns()
+        stored = StoredRevision(revision, attempt.size_bytes, printed, now_ns, attempt.source)
 
         def committed(dropped: list[StoredRevision]) -> None:
             keep()
@@ -275,6 +278,13 @@ class _Attempt:
     sample: dict[str, Any] | None
     pin: _HeldPin
     progress: Progress
+    source: str
+
+
+def _without_secrets(url: str) -> str:
+    """Return a URL that may be written down; empty for one with a password or a query, which may hold a key."""
+    parts = urlsplit(url)
+    return "" if "@" in parts.netloc or parts.query else url
 
 
 def _example(revision: Revision) -> Body | None:

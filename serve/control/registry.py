@@ -35,6 +35,8 @@ class StoredRevision:
     size_bytes: int
     receipt: dict[str, Any]
     created_wall_ns: int
+    source: str = ""
+    """URL that its model came from, where it can be fetched again; empty for an upload."""
 
     @property
     def number(self) -> int:
@@ -231,7 +233,20 @@ class Registry:
         return Deployment(name, created_wall_ns, tuple((number, weight) for number, weight in traffic), revisions)
 
     def _stored(self, row: tuple[Any, ...]) -> StoredRevision:
-        name, number, created_wall_ns, spec, digest, size_bytes, model_file, threads, memory, signature, receipt = row
+        (
+            name,
+            number,
+            created_wall_ns,
+            spec,
+            digest,
+            size_bytes,
+            model_file,
+            threads,
+            memory,
+            signature,
+            receipt,
+            source,
+        ) = row
         revision = Revision(
             key=RevisionKey(name, number),
             spec=DeploymentSpec.model_validate_json(spec),
@@ -242,7 +257,7 @@ class Registry:
             memory_bytes=memory,
             signature=Signature.from_json(json.loads(signature)),
         )
-        return StoredRevision(revision, size_bytes, json.loads(receipt), created_wall_ns)
+        return StoredRevision(revision, size_bytes, json.loads(receipt), created_wall_ns, source)
 
     def _folder(self, digest: str) -> str:
         try:
@@ -252,7 +267,8 @@ class Registry:
 
 
 _COLUMNS = (
-    "name, number, created_wall_ns, spec, digest, size_bytes, model_file, threads, memory_bytes, signature, receipt"
+    "name, number, created_wall_ns, spec, digest, size_bytes, model_file, threads, memory_bytes, signature, receipt, "
+    "source"
 )
 
 
@@ -270,6 +286,7 @@ def _insert(connection: sqlite3.Connection, stored: StoredRevision) -> None:
         revision.memory_bytes,
         json.dumps(revision.signature.as_json()),
         json.dumps(stored.receipt),
+        stored.source,
     )
     marks = ", ".join("?" * len(values))
     connection.execute(f"INSERT INTO revisions ({_COLUMNS}) VALUES ({marks})", values)  # noqa: S608

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -71,6 +74,32 @@ def test_what_was_written_cut_removed_or_replaced_is_never_served_and_a_deploy_h
         assert list(platform.home.store.glob("models/*/*")) == []
     assert platform.deploy(MODEL)["revision"] == len(DAMAGE) + 1
     assert labels(platform.infer("digits", THREE).json()) == [3]
+
+
+def test_a_damaged_model_that_came_from_a_url_is_fetched_again_by_itself(start: StartPlatform) -> None:
+    platform = start()
+    handler = functools.partial(QuietHandler, directory=str(DIGITS))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/model.onnx"
+            body = {"spec": {"name": "digits", "idle": 0}, "model": {"url": url}}
+            deployed = platform.api("POST", "/deployments", json=body)
+            assert '"deployed"' in deployed.text.splitlines()[-1], deployed.text
+            platform.wait_for_zero()
+            write_into(stored(platform))
+            assert platform.infer("digits", THREE).status_code == 503
+            wait_until(lambda: platform.infer("digits", THREE).status_code == 200, "it is fetched again")
+            assert labels(platform.infer("digits", THREE).json()) == [3]
+            assert platform.get("/deployments/digits")["traffic"] == [{"revision": 1, "weight": 1}]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None: ...
 
 
 def test_bits_that_rotted_are_found_beside_the_first_replica_after_a_start(start: StartPlatform) -> None:
