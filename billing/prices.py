@@ -51,14 +51,6 @@ class Prices:
         resources = core_us * self.core_second_nano * MIB_PER_GIB + mib_us * self.gib_second_nano
         return resources + requests * self.request_nano * COST_DENOMINATOR
 
-    def cost_nano(self, core_us: int, mib_us: int, requests: int = 0) -> int:
-        """Return a cost in whole nano-units, half to even."""
-        return round_half_even(self.cost_numerator(core_us, mib_us, requests))
-
-    def request_cost_nano(self, cores: int, memory_mib: int, us: int, charged: bool = True) -> int:
-        """Return what a request costs that used `us` (cold + busy) of a replica; 0 where it is not charged."""
-        return self.cost_nano(cores * us, memory_mib * us, 1) if charged else 0
-
 
 class PriceBook:
     """Dated prices of one currency, oldest first. Time before the first entry has the first entry's prices."""
@@ -80,10 +72,6 @@ class PriceBook:
     def at(self, wall_ns: int) -> Prices:
         """Return the prices in force at a wall time."""
         return self.entries[max(0, bisect.bisect_right(self._effective_ns, wall_ns) - 1)]
-
-    def version(self, version: str) -> Prices | None:
-        """Return the entry of that version, or None where this book does not have it."""
-        return next((entry for entry in self.entries if entry.version == version), None)
 
     def changes_ns(self) -> list[int]:
         """Return the wall times at which prices change."""

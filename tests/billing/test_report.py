@@ -13,7 +13,7 @@ import pytest
 from billing import records
 from billing.journal import Journal
 from billing.ledger import Ledger
-from billing.prices import PriceBook, Prices
+from billing.prices import PriceBook, Prices, round_half_even
 from billing.report import PARTS, Report, report, request
 from serve.core.clock import NS_PER_S, VirtualClock
 from tests.billing.replay import PRICES, Recorded
@@ -196,7 +196,11 @@ def test_one_request_can_be_asked_for_with_its_cost(story: Story) -> None:
         True,
         100_000,
     )
-    assert found["cost_nano"] == PRICES.request_cost_nano(2, 48, 120_000) == found["charged_nano"]
+    assert (
+        found["cost_nano"]
+        == round_half_even(PRICES.cost_numerator(2 * 120_000, 48 * 120_000, 1))
+        == found["charged_nano"]
+    )
     assert found["cost_nano"] == found["cold_cost_nano"] + found["busy_cost_nano"] + found["request_cost_nano"]
     warm, broken = request(story.ledger, second), request(story.ledger, failed)
     assert warm is not None
