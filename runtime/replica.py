@@ -303,6 +303,9 @@ def _explain(request: InferRequest, error: Exception) -> RequestRejected:
     """Return what the caller is told of a failed run; the traceback goes to the log only."""
     if isinstance(error, InputRejected):
         return RequestRejected(str(error))
+    if isinstance(error, MemoryError):
+        # Without words of its own. What this run had taken is given back: the next may well succeed.
+        error = MemoryError("memory ran out; send fewer rows at a time, or deploy with a lower max_batch")
     request_id = _request_id(request)
     log.error("request %s failed in the engine", request_id, exc_info=error, extra={"request_id": request_id})
     return RequestRejected(f"the model failed on this request: {error!s:.500}", 500, "execution_failed")

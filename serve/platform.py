@@ -47,7 +47,7 @@ from serve.control.ledger_process import LedgerProcess
 from serve.control.machine_recorder import MachineRecorder
 from serve.control.soundness import SoundModels
 from serve.core import logs, machine
-from serve.core.clock import SystemClock
+from serve.core.clock import NS_PER_S, SystemClock
 from serve.core.errors import MethodNotAllowed, NotFound, ServeError
 from serve.core.home import Home, PlatformInfo
 from serve.core.ids import RequestIds, new_writer_id
@@ -59,6 +59,8 @@ from serve.core.version import version
 log = logging.getLogger("serve.platform")
 
 _MEMORY_SHARE = 0.8
+_LAST_EXITS_S = 0.5
+"""For replicas that have nothing inside, when requests have used up the time to drain."""
 _ADMIN_CONNECTIONS = 64
 """Granted to the port of the control plane, where it has one of its own, whatever happens at the other."""
 _METRICS_TYPE = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
@@ -82,6 +84,7 @@ class Platform:
         self._home = home
         self._urls = urls
         self._started_wall_ns = self.clock.wall_ns()
+        self._drained_by_ns = 0
         self._prices = load_price_book(home.prices)
         writer = new_writer_id()
         self.ledger = LedgerProcess(home.journal, home.ledger, lifecycle)
@@ -172,9 +175,16 @@ class Platform:
         self._machine.write()
         self.control.restore()
 
+    def begin_drain(self) -> None:
+        """From now on the drain timeout runs, for requests and replicas together."""
+        self._drained_by_ns = self.clock.monotonic_ns() + round(self.settings.drain_timeout * NS_PER_S)
+        self.router.is_draining = True
+        self.control.close()
+
     async def close(self) -> None:
         """End what `open` started, in the order in which one needs the other. Leaves no process behind."""
-        await self.autoscaler.shutdown(self.settings.drain_timeout)
+        left_s = (self._drained_by_ns - self.clock.monotonic_ns()) / NS_PER_S
+        await self.autoscaler.shutdown(max(_LAST_EXITS_S, left_s))
         await self.driver.close()
         self._machine.close()
         await self._sync.close()
@@ -214,10 +224,20 @@ class FrontApp:
 
 
 async def run(home: Home, settings: PlatformSettings, sockets: list[socket.socket], urls: tuple[str, str]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain: no new request is taken, those inside finish."""
+    """Serve until SIGTERM or SIGINT, then drain: no new request is taken, those inside finish.
+
+    A second signal ends everything at once, as a crash would: the books are closed by the next start.
+    """
     stopping = asyncio.Event()
+
+    def stop(number: int) -> None:
+        if stopping.is_set():
+            log.warning("told a second time: the platform ends at once", extra={"signal": number})
+            os._exit(128 + number)
+        stopping.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
     async with Lifecycle() as lifecycle:
         platform = Platform(home, settings, lifecycle, urls)
         try:
@@ -249,8 +269,7 @@ async def _serve(
             await stopping.wait()
             log.info("platform drains", extra={"in_flight": platform.router.in_flight()})
         finally:
-            platform.router.is_draining = True
-            platform.control.close()
+            platform.begin_drain()
             home.info_file.unlink(missing_ok=True)
             asyncio.get_running_loop().call_later(platform.settings.drain_timeout, platform.router.end_drain)
             for door in doors:

@@ -13,8 +13,10 @@ load_exit  none                       the process ends with this status while lo
 run_s      0                          seconds that every run takes
 row_s      0                          seconds that every row of a run takes in addition
 on_value   {}                         `{"13": action}`: what happens to a run in which any row of a numeric input begins
-                                      with that value: raise, reject, exit, abort, kill, hang
+                                      with that value: raise, reject, exit, abort, kill, hang, slow, starve
+slow_s     1                          seconds that the action slow takes, once a run
 once       none                       path of a file: the actions happen only where it does not exist, and create it
+override   none                       path of a file with keys that count instead of these, where it exists at loading
 ========== ========================== ================================================================================
 """
 
@@ -53,7 +55,9 @@ _DEFAULTS: dict[str, Any] = {
     "run_s": 0,
     "row_s": 0,
     "on_value": {},
+    "slow_s": 1,
     "once": None,
+    "override": None,
 }
 
 
@@ -92,7 +96,7 @@ class ScriptedEngine:
     def run(self, inputs: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         for name, array in inputs.items():
             if self._actions and array.size and array.dtype.kind != "O":
-                for value in array.reshape(array.shape[0] if array.ndim else 1, -1)[:, 0].tolist():
+                for value in set(array.reshape(array.shape[0] if array.ndim else 1, -1)[:, 0].tolist()):
                     if value in self._actions:
                         self._act(self._actions[value], f"input '{name}' begins with {value}")
         rows = max((len(array) for array in inputs.values() if array.ndim), default=1)
@@ -126,11 +130,16 @@ class ScriptedEngine:
             os.abort()
         if action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if action == "slow":
+            time.sleep(self._script["slow_s"])
+            return
+        if action == "starve":
+            raise MemoryError
         while True:  # hang
             time.sleep(3600)
 
 
-_ACTIONS = frozenset({"raise", "reject", "exit", "abort", "kill", "hang"})
+_ACTIONS = frozenset({"raise", "reject", "exit", "abort", "kill", "hang", "slow", "starve"})
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -141,6 +150,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(written, dict):
         raise ModelInvalid(f"'{path.name}' is not a script: it must be a JSON object")
     script = _DEFAULTS | written
+    if script["override"] is not None and Path(script["override"]).exists():
+        script |= json.loads(Path(script["override"]).read_bytes())
     if unknown := script.keys() - _DEFAULTS.keys():
         raise ModelInvalid(f"unknown keys in the script '{path.name}': {', '.join(sorted(unknown))}")
     if wrong := {tensor["datatype"] for tensor in script["tensors"]} - DATATYPES.keys():
