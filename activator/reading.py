@@ -16,14 +16,18 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from activator.answer import write_answer
+from activator.head import error_headers
 from activator.limits import HEAD_BYTES, HEADERS
 from serve.core.errors import BadRequest, ServeError, TooLarge
+from serve.core.ids import RequestIds, new_writer_id
 
 log = logging.getLogger(__name__)
 
 _ABOUT_UPGRADE = frozenset({b"upgrade", b"connection", b"http2-settings"})
 _CONNECT = b"CONNECT"
 _VERSIONS = frozenset({"1.1", "1.0"})
+_UNREAD_IDS = RequestIds(new_writer_id())
+"""Of requests that nobody could read: their refusals look like all others."""
 
 
 class RequestReader(HttpToolsProtocol):
@@ -128,10 +132,8 @@ class RequestReader(HttpToolsProtocol):
             raise _no_request()  # uvicorn relies on one
 
     def _say_last_words(self, error: ServeError) -> None:
-        body = orjson.dumps(error.body())
-        headers = [b"content-type: application/json"]
-        headers += [f"{name}: {value}".encode("latin-1", "replace") for name, value in error.headers().items()]
-        lines = b"\r\n".join(headers) + b"\r\n"
+        request_id = _UNREAD_IDS.next()
+        body, lines = orjson.dumps(error.body(request_id)), error_headers(error, request_id)
         write_answer(self.transport, error.status, lines, body, content_length=len(body), keep_alive=False)
         self.end()
 
