@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,39 @@ async def test_without_descriptors_a_start_fails_and_nothing_is_put_aside(tmp_pa
             await site.start(model.path)
         assert site.lost == []
         await site.start(model.path)
+
+
+def write_into(path: Path) -> None:
+    path.chmod(0o644)
+    path.write_bytes(b"WEIGHTS")
+
+
+def cut(path: Path) -> None:
+    path.chmod(0o644)
+    os.truncate(path, 3)
+
+
+def link_elsewhere(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+def put_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [write_into, cut, Path.unlink, link_elsewhere, put_a_folder])
+async def test_no_replica_starts_from_a_file_that_was_tampered_with(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    async with Lifecycle() as lifecycle:
+        site = Site(open_store(tmp_path), lifecycle)
+        model = await bring(site.store, {"m": b"weights"})
+        damage(model.path / "m")
+        with pytest.raises(DriverError, match="deploy the model again"):
+            await site.start(model.path)
+        assert site.driver.observers == []
+        assert site.lost == [model.digest]
+        again = await bring(site.store, {"m": b"weights"})
+        await site.start(again.path)

@@ -21,10 +21,8 @@ pytestmark = pytest.mark.e2e
 @pytest.mark.parametrize(
     ("name", "is_folder", "what"),
     [
-        ("token", True, "there is a folder where a file must be"),
         ("platform.json", True, "there is a folder where a file must be"),
         ("store/blobs", False, "there is a file where a folder must be"),
-        ("journal", False, "there is a file where a folder must be"),
     ],
 )
 def test_what_is_in_the_way_inside_the_home_is_one_sentence(
