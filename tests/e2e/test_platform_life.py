@@ -93,29 +93,6 @@ def test_sigterm_under_load_answers_what_is_inside_refuses_the_rest_and_leaves_n
     assert verified(platform)["notes"] == [], "an orderly end estimates nothing"
 
 
-def test_a_replica_that_will_not_drain_is_killed_when_its_time_is_up(start: StartPlatform, tmp_path: Path) -> None:
-    platform = start(SERVE_DRAIN_TIMEOUT="1")
-    platform.deploy("-f", scripted(tmp_path, on_value={"13": "hang"}), "--name", "hangs")
-    url = f"{platform.info.url}/v2/models/hangs/infer"
-    ends: list[int | str] = []
-
-    def call() -> None:
-        with httpx.Client(timeout=30) as client:
-            try:
-                ends.append(client.post(url, json=row(13)).status_code)
-            except httpx.TransportError as error:
-                ends.append(type(error).__name__)
-
-    caller = Thread(target=call)
-    caller.start()
-    wait_until(lambda: platform.in_flight("hangs") == 1, "it hangs")
-    assert platform.stop() == 0
-    caller.join(20)
-    assert ends
-    assert ends != [200]
-    assert platform.processes() == {}
-
-
 def test_after_kill_9_the_next_start_sweeps_what_was_left_and_the_books_close(start: StartPlatform) -> None:
     platform = start(SERVE_CHECKPOINT_INTERVAL="0.5")
     platform.deploy(MODEL, "--min", "1")
@@ -130,23 +107,6 @@ def test_after_kill_9_the_next_start_sweeps_what_was_left_and_the_books_close(st
     for answer in answered:
         platform.get(f"/requests/{answer.headers['x-serve-request-id']}")
     assert labels(platform.infer("digits", THREE).json()) == [3]
-
-
-@pytest.mark.parametrize("role", ["zygote", "ledger"])
-def test_without_zygote_or_ledger_serving_goes_on_and_they_come_back(start: StartPlatform, role: str) -> None:
-    platform = start()
-    platform.deploy(MODEL, "--idle", "0s")
-    with trickle(platform, "digits", THREE) as traffic:
-        traffic.wait_for(5)
-        (killed,) = platform.processes()[role]
-        os.kill(killed, signal.SIGKILL)
-        traffic.wait_for(10)
-    assert traffic.errors == []
-    assert traffic.statuses == {200}
-    platform.wait_for_zero()
-    assert labels(platform.infer("digits", THREE).json()) == [3], "from zero too"
-    verified(platform)
-    wait_until(lambda: set(platform.processes().get(role, ())) - {killed}, f"a new {role} runs")
 
 
 def test_a_replica_that_is_killed_from_outside_is_replaced_and_nobody_notices(start: StartPlatform) -> None:
