@@ -19,7 +19,11 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clocks. Monotonic time is shared by all processes of one boot."""
+    """The machine's clocks. Monotonic time is shared by all processes of one boot.
+
+    It stands still while the machine is suspended (CLOCK_MONOTONIC): nobody is charged, and nothing times out, for a
+    time in which nothing ran.
+    """
 
     monotonic_ns = staticmethod(time.monotonic_ns)
     wall_ns = staticmethod(time.time_ns)
