@@ -118,13 +118,44 @@ _ROW = _object(
     request_cost_nano=_WHOLE,
     cost_nano=_WHOLE,
 )
-_BILL = _object(
-    by=_TEXT,
-    since_ns=_or_null(_WHOLE),
-    until_ns=_or_null(_WHOLE),
-    currency=_TEXT,
-    rows=_list(_ROW),
-    total=_ROW,
+_LINE = _also(_object(line=_TEXT, core_us=_WHOLE, mib_us=_WHOLE), cost_nano=_WHOLE)
+_TENURE = _object(
+    **dict.fromkeys(("begin_ns", "end_ns", "elapsed_us", "cores", "memory_mib"), _WHOLE), writer=_TEXT, ended=_FLAG
+)
+_MACHINE = _object(
+    lines=_list(_LINE),
+    total=_LINE,
+    tenures=_list(_TENURE),
+    gap_us=_COUNT,
+    outside=_object(core_us=_COUNT, mib_us=_COUNT),
+)
+_BILL = _also(
+    _object(
+        by=_TEXT,
+        since_ns=_or_null(_WHOLE),
+        until_ns=_or_null(_WHOLE),
+        currency=_TEXT,
+        rows=_list(_ROW),
+        total=_ROW,
+    ),
+    machine=_MACHINE,
+)
+_RECONCILED = _object(
+    **dict.fromkeys(("granted_core_us", "charged_mib"), _WHOLE),
+    **dict.fromkeys(("kernel_cpu_us", "kernel_own_mib", "kernel_peak_rss_mib"), _or_null(_COUNT)),
+    replica=_TEXT,
+    state=_TEXT,
+    ratio=_or_null(_NUMBER),
+    flags=_list(_TEXT),
+)
+_VERIFICATION = _also(
+    _object(ok=_FLAG, lives=_COUNT, requests=_COUNT, problems=_list(_TEXT), notes=_list(_TEXT)),
+    maybe_unsent=_list(_TEXT),
+    machine=_MACHINE,
+    kernel=_object(
+        replicas=_list(_RECONCILED),
+        total=_object(granted_core_us=_WHOLE, kernel_cpu_us=_COUNT, unknown=_COUNT, flagged=_COUNT),
+    ),
 )
 _REQUEST = _object(
     **dict.fromkeys(("id", "writer", "deployment", "replica", "price"), _TEXT),
@@ -157,7 +188,7 @@ ANSWERS: dict[str, Schema] = {
     "explain": _object(decisions=_list(_DECISION)),
     "put_blob": _object(sha256=_DIGEST, size=_COUNT),
     "bill": _BILL,
-    "verify_bill": _object(ok=_FLAG, lives=_COUNT, requests=_COUNT, problems=_list(_TEXT), notes=_list(_TEXT)),
+    "verify_bill": _VERIFICATION,
     "request": _REQUEST,
     "platform": _PLATFORM,
     "schema": _ANYTHING,
@@ -175,6 +206,7 @@ PARAMETERS: dict[str, Schema] = {
     "wait": {"type": "number", "exclusiveMinimum": 0, "description": "Seconds."},
     "tail": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
     "follow": {"enum": ["0", "1"]},
+    "kernel": {"enum": ["0", "1"]},
     "request_id": _TEXT,
     "sha256": _DIGEST,
     "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"},

@@ -39,6 +39,8 @@ class FakePlatform:
     infers: list[bytes] = field(default_factory=list)
     bill_ok: bool = True
     bill: dict[str, Any] = field(default_factory=lambda: BILL)
+    verification: dict[str, Any] = field(default_factory=dict)
+    """Further keys of what `verify` answers."""
 
     def paths(self, method: str) -> list[str]:
         return [path for known, path, _ in self.calls if known == method]
@@ -96,6 +98,7 @@ def app(state: FakePlatform) -> Starlette:
         problems = [] if state.bill_ok else ["digits-r1-aaaa: a part of its life is negative"]
         return JSONResponse(
             {"ok": state.bill_ok, "lives": 1, "requests": 5, "problems": problems, "notes": ["one torn tail"]}
+            | state.verification
         )
 
     async def infer(request: Request) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -26,6 +27,16 @@ def orphans_come_to_us() -> None:
 )
 async def test_the_exit_status_is_exact(script: str, status: ExitStatus) -> None:
     assert await ChildProcess(shell(script)).exited == status
+
+
+async def test_what_the_kernel_counted_of_a_process_is_known_once_it_is_reaped() -> None:
+    script = f"exec {sys.executable} -c 'b = b\"x\" * (40 << 20); [None for _ in range(3_000_000)]'"
+    status = await ChildProcess(shell(script)).exited
+    assert status == ExitStatus(0, None)
+    assert status.cpu_us is not None
+    assert status.peak_rss_bytes is not None
+    assert 10_000 < status.cpu_us < 60_000_000
+    assert 40 << 20 < status.peak_rss_bytes < 1 << 30
 
 
 async def test_what_a_process_started_in_its_session_ends_with_it_and_is_reaped() -> None:
