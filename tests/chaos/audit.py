@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from billing.price_file import load_price_book
-from billing.prices import Prices
+from billing.prices import Prices, round_half_even
 from tests.chaos.clients import Attempt
 from tests.e2e.platforms import RunningPlatform
 
@@ -58,20 +58,26 @@ def audit(platform: RunningPlatform, logs: list[Path], platforms_ns: list[int]) 
     assert answer.status_code == 200, answer.text
     found.verified = answer.json()
     found.complain(f"serve bill verify: {problem}" for problem in found.verified["problems"])
-    with closing(sqlite3.connect(":memory:")) as connection:
+    compare(found, platform.home.ledger, logs, platforms_ns, load_price_book(platform.home.prices).entries)
+    return found
+
+
+def compare(found: Audit, ledger: Path, logs: list[Path], platforms_ns: list[int], prices: Iterable[Prices]) -> None:
+    """Add to `found` what the logs and the ledger do not agree about."""
+    with closing(sqlite3.connect("", uri=True)) as connection:  # on disk: a million attempts
         connection.row_factory = sqlite3.Row
         connection.execute(_ATTEMPTS)
         for log in logs:
             connection.executemany(f"INSERT INTO attempts VALUES ({','.join('?' * 9)})", _lines(log))
         connection.execute("CREATE INDEX answered ON attempts (request_id)")
-        connection.execute("ATTACH ? AS ledger", (f"file:{platform.home.ledger}?mode=ro",))
+        connection.commit()
+        connection.execute("ATTACH ? AS ledger", (f"file:{ledger}?mode=ro",))
         for outcome, count in connection.execute("SELECT outcome, count(*) FROM attempts GROUP BY outcome"):
             found.counts[outcome] = count
         found.complain(_failures(connection, found))
         found.complain(_same_ids(connection))
-        found.complain(_answered(connection, found, load_price_book(platform.home.prices).entries))
+        found.complain(_answered(connection, found, prices))
         found.complain(_extras(connection, found, platforms_ns))
-    return found
 
 
 def _lines(log: Path) -> Iterator[list[str]]:
@@ -107,14 +113,18 @@ def _answered(connection: sqlite3.Connection, found: Audit, entries: Iterable[Pr
         ours: tuple[object, ...] = (row["status"], row["client_id"])
         theirs: tuple[object, ...] = (row["ledger_status"], row["ledger_client_id"])
         if row["replica"]:
-            us, charged = row["us"], bool(row["charged"])
-            cost_nano = prices[row["price"]].request_cost_nano(row["cores"], row["memory_mib"], us, charged)
+            cost_nano = _cost_nano(row, prices[row["price"]]) if row["charged"] else 0
             ours += (row["replica"], row["cost_nano"])
             theirs += (row["ledger_replica"], cost_nano)
         elif row["charged"]:
             yield f"{name}: refused with {row['status']}, and charged"
         if ours != theirs:
             yield f"{name}: the answer said {ours}, the ledger says {theirs}"
+
+
+def _cost_nano(row: sqlite3.Row, prices: Prices) -> int:
+    us = row["us"]
+    return round_half_even(prices.cost_numerator(row["cores"] * us, row["memory_mib"] * us, 1))
 
 
 def _extras(connection: sqlite3.Connection, found: Audit, platforms_ns: list[int]) -> Iterator[str]:

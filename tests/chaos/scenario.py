@@ -120,24 +120,24 @@ class Load:
         self._requests = plan.requests
         self._said: dict[int, Counter[str]] = {}
         self._processes = [
-            subprocess.Popen(
-                command(
-                    Order(
-                        port=port,
-                        seed=plan.seed,
-                        prefix=f"p{place}-",
-                        requests=share + (rest if place == 0 else 0),
-                        connections=plan.connections,
-                        retries="platform" in plan.kills,
-                        log=str(log),
-                    )
+            self._started(
+                Order(
+                    port=port,
+                    seed=plan.seed,
+                    prefix=f"p{place}-",
+                    requests=share + (rest if place == 0 else 0),
+                    connections=plan.connections,
+                    retries="platform" in plan.kills,
+                    log=str(log),
                 ),
-                stdout=subprocess.PIPE,
-                stderr=(folder / f"clients-{place}.err").open("wb"),
-                cwd=ROOT,
+                folder / f"clients-{place}.err",
             )
             for place, log in enumerate(self.logs)
         ]
+
+    def _started(self, order: Order, errors: Path) -> subprocess.Popen[bytes]:
+        with errors.open("wb") as file:
+            return subprocess.Popen(command(order), stdout=subprocess.PIPE, stderr=file, cwd=ROOT)
 
     def follow(self, killer: Killer, say: Callable[[str], None], until_s: float | None) -> None:
         """Kill what is due and tell how far it is, until all clients have ended, or are told to at `until_s`."""
