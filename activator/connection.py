@@ -8,6 +8,7 @@ from typing import Protocol
 from activator.calls import Call
 from serve.core.events import Event, EventError, Phase, decode_event
 from serve.core.frames import (
+    HEADER,
     Frame,
     FrameError,
     Kind,
@@ -35,6 +36,9 @@ class AnswerSink(Protocol):
     """The gate, as its connections see it."""
 
     def answers_received(self, replica: ReplicaConnection, answers: list[Answered]) -> None: ...
+
+    def shut(self, replica: ReplicaConnection) -> None:
+        """Send it nothing new."""
 
     def connection_lost(self, replica: ReplicaConnection) -> None: ...
 
@@ -150,18 +154,29 @@ class ReplicaConnection:
         infer_ns = now_ns - call.dispatched_ns
         return {Phase.QUEUE.value: queue_ns, **self.cold_phases, Phase.INFER.value: infer_ns}
 
-    def drain_outstanding(self) -> list[Call]:
-        """Take every call that is still inside, in order of dispatch (the replica is gone)."""
-        calls = list(self.outstanding.values())
+    def drain_outstanding(self) -> tuple[list[Call], list[Call]]:
+        """It is gone: take every call, in order of dispatch, as (those that were inside, those that never arrived).
+
+        Of those that never arrived, only the ones whose callers still wait.
+        """
+        undelivered = set()
+        for frame in self.link.undelivered if self.link is not None else ():
+            _, kind, _, _, stream = HEADER.unpack_from(frame)
+            if kind == Kind.REQUEST:
+                undelivered.add(stream)
+        inside = [call for stream, call in self.outstanding.items() if stream not in undelivered]
+        never_sent = [call for stream, call in self.outstanding.items() if stream in undelivered and not call.is_left]
         self.outstanding.clear()
         self.in_flight = 0
         self.is_exclusive = False
-        return calls
+        return inside, never_sent
 
     # FrameReceiver
 
     def frames_received(self, frames: list[Frame]) -> None:
         answers: list[Answered] = []
+        if self.link is not None and self.link.has_ended:
+            self._sink.shut(self)  # the slots that are freed now are no slots any more
         for frame in frames:
             if frame.kind == _RESPONSE:
                 answer = self._answer(frame)

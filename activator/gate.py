@@ -54,7 +54,6 @@ class Gate:
         self._accounts = accounts
         self._listener = listener
         self._expected_start_s = expected_start_s
-        self._loop = asyncio.get_running_loop()
         self._open: list[ReplicaConnection] = []
         self._line = Line()
         self._spared: ReplicaConnection | None = None
@@ -80,8 +79,7 @@ class Gate:
 
     def retry_after_s(self) -> float:
         """Return how long this revision's starts take: what `Retry-After` says. 1 s before the first."""
-        expected_s = self._expected_start_s(self.key)
-        return 1.0 if expected_s is None else expected_s
+        return self._expected_start_s(self.key) or 1.0
 
     def replace(self, revision: Revision) -> None:
         """Take over what publishing learned of the same revision."""
@@ -172,18 +170,18 @@ class Gate:
         self._dispatch_waiting(self._clock.monotonic_ns())
 
     def replica_retired(self, replica: ReplicaConnection) -> None:
-        self._close(replica)
+        self.shut(replica)
         if not replica.outstanding:
-            self._loop.call_soon(self._listener.replica_empty, replica.id)
+            asyncio.get_running_loop().call_soon(self._listener.replica_empty, replica.id)
 
     def replica_gone(self, replica: ReplicaConnection, exited: Exited) -> None:
         """Replay what was inside, each alone; answer with the reason what may not be replayed."""
-        self._close(replica)
+        self.shut(replica)
         self.connections.pop(replica.id, None)
         now_ns = self._clock.monotonic_ns()
-        again: list[Call] = []
-        lost: list[Call] = []
-        for call in replica.drain_outstanding():
+        again, lost = list[Call](), list[Call]()
+        inside, never_sent = replica.drain_outstanding()
+        for call in inside:
             if call.is_left:
                 self._accounts.lost(replica, call, *status_of_left(call))
                 continue
@@ -191,10 +189,8 @@ class Gate:
             call.strikes += is_strike(exited)
             is_again = not self.is_removed and may_try_again(self.revision.spec.engine, call.tries, call.strikes)
             (again if is_again else lost).append(call)
-        for call in again:
-            call.wait_until_ns = call.deadline_ns  # it was accepted and sent: what its caller said of waiting is met
-            self._accounts.metrics.replays.inc()
-        self._line.put_back(again)
+        self._accounts.metrics.replays.inc(len(again))
+        self._line.put_back(again, never_sent)
         error = refusals.replica_lost(self.key, exited.message)
         for call in lost:
             self._accounts.lost(replica, call, error.status, error.code)
@@ -203,8 +199,14 @@ class Gate:
         if self._line:
             self._listener.poke(self.key)
 
+    def shut(self, replica: ReplicaConnection) -> None:
+        """Send it nothing new."""
+        if replica.is_open:
+            replica.is_open = False
+            self._open.remove(replica)
+
     def connection_lost(self, replica: ReplicaConnection) -> None:
-        self._close(replica)
+        self.shut(replica)
         self._listener.replica_link_lost(replica.id)
 
     def answers_received(self, replica: ReplicaConnection, answers: list[Answered]) -> None:
@@ -266,11 +268,6 @@ class Gate:
         self.room.release(len(call.body))
         self._load.ended(now_ns)
 
-    def _close(self, replica: ReplicaConnection) -> None:
-        if replica.is_open:
-            replica.is_open = False
-            self._open.remove(replica)
-
     # Deadlines ------------------------------------------------------------------------------------------------------
 
     def _check_deadlines(self, now_ns: int) -> int | None:
@@ -298,6 +295,6 @@ class Gate:
     def _give_up(self, replica: ReplicaConnection) -> None:
         """Whether its caller still waits or not: a replica that does not come back from a request serves nobody."""
         replica.is_overdue = True
-        self._close(replica)
-        limit_s = self._execution_timeout_ns / NS_PER_S
-        self._listener.replica_overdue(replica.id, f"a request took longer than execution_timeout ({limit_s:g} s)")
+        self.shut(replica)
+        limit = f"{self._execution_timeout_ns / NS_PER_S:g} s"
+        self._listener.replica_overdue(replica.id, f"a request took longer than execution_timeout ({limit})")

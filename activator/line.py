@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 from activator.calls import Call
 
@@ -30,11 +30,13 @@ class Line:
     def join(self, call: Call) -> None:
         self.fresh[call] = None
 
-    def put_back(self, calls: Iterable[Call]) -> None:
-        """Let suspects go first, in this order."""
-        for call in reversed(list(calls)):
-            self.suspects[call] = None
-            self.suspects.move_to_end(call, last=False)
+    def put_back(self, suspects: Sequence[Call], never_sent: Sequence[Call]) -> None:
+        """Let these go first, in this order. What their callers said of waiting was met when they went."""
+        for part, calls in ((self.suspects, suspects), (self.fresh, never_sent)):
+            for call in reversed(calls):
+                call.wait_until_ns = call.deadline_ns
+                part[call] = None
+                part.move_to_end(call, last=False)
 
     def leave(self, call: Call) -> bool:
         """Return False if the call does not wait here."""

@@ -91,7 +91,8 @@ class Looped:
     def __init__(self) -> None:
         self.receiver: Any = None
         self.sent: list[bytes] = []
-        self.is_closed = False
+        self.is_closed = self.has_ended = False
+        self.undelivered: list[bytes] = []
 
     def send(self, frame: bytes, *, at_once: bool = False) -> None:  # noqa: ARG002
         self.sent.append(frame)

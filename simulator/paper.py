@@ -46,6 +46,8 @@ class PaperLink:
     def __init__(self, receiver: FrameReceiver, far: FarEnd) -> None:
         self.receiver = receiver
         self.is_closed = False
+        self.has_ended = False
+        self.undelivered: list[bytes] = []
         self._far = far
         self._loop = asyncio.get_running_loop()
         self._out, self._in = bytearray(), bytearray()
@@ -55,7 +57,11 @@ class PaperLink:
     # The platform's end: `serve.core.link.Link`
 
     def send(self, frame: bytes, *, at_once: bool = False) -> None:  # noqa: ARG002 - there is no system call to save
-        if self.is_closed or self._is_hung_up:
+        if self.is_closed:
+            return
+        if self.has_ended or self._is_hung_up:
+            self.has_ended = True
+            self.undelivered.append(frame)
             return
         if not self._out:
             self._loop.call_soon(self._deliver_out)
@@ -68,6 +74,7 @@ class PaperLink:
             self._loop.call_soon(self.receiver.link_lost, "closed by the platform")
 
     def read_rest(self) -> None:
+        self.has_ended = True
         self._deliver_in()
 
     # The replica's end

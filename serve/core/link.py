@@ -34,6 +34,14 @@ class Link(Protocol):
     @property
     def is_closed(self) -> bool: ...
 
+    @property
+    def has_ended(self) -> bool:
+        """The other side is gone: what still comes is the rest of what it said, and nothing sent arrives."""
+
+    @property
+    def undelivered(self) -> list[bytes]:
+        """Frames that cannot have been read: the other side was gone before they were written."""
+
     def send(self, frame: bytes, *, at_once: bool = False) -> None:
         """Send one whole frame, at the end of this loop turn at the latest. Does nothing once closed."""
 
@@ -55,6 +63,8 @@ class FrameLink:
     def __init__(self, sock: socket.socket, receiver: FrameReceiver) -> None:
         self.receiver = receiver
         self.is_closed = False
+        self.has_ended = False
+        self.undelivered: list[bytes] = []
         self._sock = sock
         self._fd = sock.fileno()
         self._parser = FrameParser()
@@ -96,6 +106,7 @@ class FrameLink:
 
     def read_rest(self) -> None:
         """Hand over now what has come already: the other side has ended, and what it said last still counts."""
+        self.has_ended = True
         for _ in range(_REST_READS):
             if self.is_closed or not self._read():
                 return
@@ -113,7 +124,9 @@ class FrameLink:
             self._unsent = memoryview(b"".join((self._unsent, data)))
             return
         sent = self._write(data)
-        if sent < len(data) and not self.is_closed:
+        if self.has_ended:
+            self.undelivered += outgoing
+        elif sent < len(data) and not self.is_closed:
             self._unsent = memoryview(data)[sent:]
             self._loop.add_writer(self._fd, self._writable)
 
@@ -129,6 +142,7 @@ class FrameLink:
             return 0
         except OSError as error:
             # What the replica said before it died may still be there to read: its end is noticed by reading.
+            self.has_ended = True
             log.debug("a replica's socket takes nothing any more: %s", error)
             return len(data)
 
