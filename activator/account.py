@@ -99,8 +99,14 @@ class Account:
             exit_reason=exited.reason.value if exited is not None else None,
             estimated=self.meter.estimated,
             bounded=self.meter.bounded,
-            used=_used_at_end(exited) if exited is not None else None,
+            used=self._used(part, exited),
         )
+
+    def _used(self, part: str, exited: Exited | None) -> records.Used | None:
+        """Return what the kernel counted, but not while requests wait for a start to end."""
+        if exited is not None:
+            return _used_at_end(exited)
+        return _used_now(self.life.pid) if part == "run" else None
 
 
 def _used_now(pid: int | None) -> records.Used | None:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import httpx
 
+from billing import records
 from billing.journal import JournalError
 from billing.ledger import Ledger, open_read_only
 from billing.verify import verify
+from serve.core import machine
 from serve.core.events import Stats
+from serve.core.frames import ResponseHead, Usage, pack_response
 from tests.activator.harness import harness, infer, text, until
 
 
@@ -90,3 +93,40 @@ async def test_a_first_replica_is_charged_what_was_measured_not_what_was_reserve
             (charged,) = connection.execute("SELECT memory_mib FROM lives").fetchone()
     assert (assigned["memory_mib"], requests, last["memory_mib"], charged) == (50, [7, 9], 9, 9)
     assert verified.ok, verified.problems
+
+
+MOST = 2**64 - 1
+LIES = [
+    Usage(MOST, MOST, MOST, MOST, MOST, MOST, 1, 1, 1, 1),
+    Usage(0, 0, 0, 0, 0, 0, 2**32 - 1, 2**32 - 1, 0, 0),
+    Usage(0, MOST, MOST, 0, MOST, 0, 1, 1, 1, 1),
+]
+
+
+async def test_whatever_a_replica_reports_of_itself_its_life_and_the_books_stay_true(tmp_path: Path) -> None:
+    async with harness(tmp_path) as it, httpx.AsyncClient() as client:
+        key = it.deploy()
+        it.router.add_revision(dataclasses.replace(it.router._gates[key].revision, memory_bytes=0))
+        replica = await it.ready(it.assign(key), peak_memory_bytes=1 << 70)
+        began_ns = it.clock.monotonic_ns()
+        for lie in LIES:
+            asked = asyncio.ensure_future(infer(client, it))
+            inside = await replica.next()
+            replica.write(pack_response(inside.stream, ResponseHead(200, 0, -1), b"{}", lie))
+            assert (await asked).status_code == 200
+            for at_ns in (-(1 << 80), 1 << 80):
+                it.router.replica_event(replica.id, Stats(at_ns, 1 << 90, -5, -1, 1 << 80))
+        it.kill(replica)
+        ended_ns = it.clock.monotonic_ns()
+        last = it.records("segment")[-1]
+        with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+            ledger.ingest(it.journal_folder)
+        verified = verify(tmp_path / "ledger.db", it.journal_folder)
+    life_us = sum(last[part] for part in ("cold_us", "billed_us", "lost_us", "idle_us", "drain_us"))
+    assert life_us <= (ended_ns - last["assigned_mono_ns"]) // 1000
+    assert last["memory_mib"] <= records.mebibytes(machine.memory_bytes())
+    assert last["mono_ns"] >= began_ns
+    assert last["bounded"] is True
+    assert verified.problems == []
+    assert verified.requests == len(LIES)
+    assert ["figures that cannot be" in note for note in verified.notes] == [True]
