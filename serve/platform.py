@@ -54,6 +54,7 @@ from serve.core.ids import RequestIds, new_writer_id
 from serve.core.lifecycle import Lifecycle
 from serve.core.metrics import Metrics
 from serve.core.settings import PlatformSettings
+from serve.core.spec import ENGINES, TEST_ENGINES
 from serve.core.version import version
 
 log = logging.getLogger("serve.platform")
@@ -137,6 +138,7 @@ class Platform:
             cores=machine.cores(),
             body_limit_bytes=int(self.settings.body_limit),
             keep_revisions=self.settings.keep_revisions,
+            engines=ENGINES | (TEST_ENGINES if self.settings.test_engines else frozenset()),
         )
 
     def _own_pids(self) -> tuple[int | None, int | None]:

@@ -54,6 +54,8 @@ class Surroundings:
     cores: int
     body_limit_bytes: int
     keep_revisions: int
+    engines: frozenset[str]
+    """Those that may be deployed here."""
 
 
 class ControlPlane:
@@ -69,6 +71,7 @@ class ControlPlane:
             body_limit_bytes=around.body_limit_bytes,
             prices=lambda: around.prices().at(around.clock.wall_ns()),
             endpoint_base=around.data_url,
+            engines=around.engines,
         )
         self._metrics = around.metrics
         self._around = around

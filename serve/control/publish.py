@@ -26,7 +26,7 @@ from serve.control.registry import StoredRevision
 from serve.control.sample import Body, candidates, given
 from serve.control.wire import DeployBody
 from serve.core.clock import NS_PER_MS, Clock
-from serve.core.errors import FilesMissing, IntegrityError, NotFound, SampleFailed, ServeError
+from serve.core.errors import FilesMissing, IntegrityError, InvalidSpec, NotFound, SampleFailed, ServeError
 from serve.core.home import Home
 from serve.core.ids import RevisionKey
 from serve.core.revision import Revision, Signature
@@ -57,6 +57,8 @@ class Site:
     """The prices in force now."""
     endpoint_base: str
     """URL of the data plane, without a slash at the end."""
+    engines: frozenset[str]
+    """Those that may be deployed here."""
 
 
 class Publisher:
@@ -75,6 +77,9 @@ class Publisher:
 
         Raise Conflict, InvalidSpec, FilesMissing (`files`: what to upload, or to add and upload) or ModelInvalid.
         """
+        if request.spec.engine not in self._site.engines:
+            known = ", ".join(sorted(self._site.engines))
+            raise InvalidSpec(f"engine: '{request.spec.engine}' cannot be deployed here; known are {known}")
         manifest = request.model.manifest()
         with self._deployments.claim(request.spec.name, "published"):
             publication = Publication(self, request)

@@ -22,7 +22,9 @@ class PlatformSettings(BaseSettings):
     connections: int = Field(
         10_000, ge=1, description="Most client connections at once; fewer where the system grants fewer descriptors."
     )
-    head_timeout: float = Field(20.0, gt=0, description="Seconds for a request's head, from its first byte to its last.")
+    head_timeout: float = Field(
+        20.0, gt=0, description="Seconds for a request's head, from its first byte to its last."
+    )
     stall_timeout: float = Field(
         20.0, gt=0, description="Seconds without a byte of a body coming, or of an answer being taken, until it is cut."
     )
@@ -40,4 +42,8 @@ class PlatformSettings(BaseSettings):
     )
     keep_revisions: int = Field(10, ge=1, description="Revisions kept per deployment for rollback.")
     driver: str = Field("local", pattern="^(local|exec)$", description="How replicas start: forked, or executed anew.")
+    test_engines: bool = Field(
+        False,
+        description="Allow engines that only play a model, for tests: their models can do as they like.",
+    )
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Level of the platform's log.")

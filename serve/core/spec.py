@@ -50,6 +50,11 @@ LabelKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 LabelValue = Annotated[str, Field(max_length=63)]
 
 
+ENGINES = frozenset({"onnx"})
+TEST_ENGINES = frozenset({"scripted"})
+"""They do as the model's file says, which may be to kill themselves."""
+
+
 class DeploymentSpec(BaseModel):
     """How a deployment behaves. Immutable; a change makes a new revision.
 

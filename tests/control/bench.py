@@ -117,6 +117,7 @@ async def bench(path: Path, cores: int = 1, keep_revisions: int = 10) -> AsyncIt
                 cores=cores,
                 body_limit_bytes=1 << 20,
                 keep_revisions=keep_revisions,
+                engines=frozenset({"onnx", "scripted"}),
             )
         )
         plane.restore()

@@ -52,6 +52,7 @@ class RunningPlatform:
             "SERVE_HOME": str(self.home.path),
             MARK: self.mark,
             "COLUMNS": "200",
+            "SERVE_TEST_ENGINES": "1",
         }
         self._settings = environment
         self._process: subprocess.Popen[bytes] | None = None

@@ -253,3 +253,15 @@ def test_a_name_is_one_publish_at_a_time_and_callers_hear_of_it(start: StartPlat
         assert platform.http("GET", "/v2/models/slow/ready").status_code == 503
         assert first.wait(30) == 0
     assert platform.infer("slow", row(1)).status_code == 200
+
+
+@pytest.mark.parametrize("engine", ["scripted", "nonsense"])
+def test_an_engine_for_tests_or_an_unknown_one_is_refused_before_anything_starts(
+    start: StartPlatform, tmp_path: Path, engine: str
+) -> None:
+    platform = start(SERVE_TEST_ENGINES="0")
+    (tmp_path / "model.json").write_text("{}")
+    result = platform.cli("deploy", str(tmp_path / "model.json"), "--engine", engine, "--name", "played")
+    assert result.exit_code != 0
+    assert f"'{engine}' cannot be deployed here; known are onnx" in result.err
+    assert platform.get("/deployments")["deployments"] == []
