@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import signal
 import socket
 import struct
 import sys
@@ -44,6 +45,8 @@ class Order:
     retries: bool
     """Whether a broken connection is tried again: a platform may die. If not, it is a failure."""
     log: str
+    pause_s: float = 0.0
+    """Longest pause of a client before each request."""
 
 
 class Attempt(NamedTuple):
@@ -160,9 +163,12 @@ class Clients:
         self._order = order
         self._log = log
         self._numbers = itertools.count()
+        self._left = order.requests
         self._counts: Counter[str] = Counter(refused=0)
 
     async def run(self) -> None:
+        """Fulfil the order, or begin nothing new after SIGTERM."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
         async with asyncio.TaskGroup() as group:
             progress = group.create_task(self._progress())
             async with asyncio.TaskGroup() as clients:
@@ -172,10 +178,15 @@ class Clients:
             progress.cancel()
         self._report()
 
+    def _stop(self) -> None:
+        self._left = 0
+
     async def _client(self, chance: random.Random, *, is_napper: bool) -> None:
         connection = Connection(self._order.port, self._counts)
         names, shares = [*DEPLOYED], [deployed.share for deployed in DEPLOYED]
-        while (number := next(self._numbers)) < self._order.requests:
+        while (number := next(self._numbers)) < self._left:
+            if self._order.pause_s:
+                await asyncio.sleep(chance.uniform(0, self._order.pause_s))
             if is_napper:
                 if chance.random() < 0.3:  # long enough that its deployment is at zero again
                     await asyncio.sleep(chance.uniform(0.1, 0.6))

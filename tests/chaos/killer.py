@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import re
@@ -51,8 +52,13 @@ class Killer:
         self._platform = platform
         self._chance = random.Random(seed)
         self._pace = pace
+        self._spared: dict[str, float] = {}
         now_s = time.monotonic()
         self._due_s = {kind: now_s + self._interval_s(kind) for kind in kinds}
+
+    def spare_after(self, at_s: float, kinds: tuple[str, ...]) -> None:
+        """Kill no more of these kinds from monotonic time `at_s` on."""
+        self._spared = dict.fromkeys(kinds, at_s)
 
     @property
     def next_s(self) -> float:
@@ -63,6 +69,9 @@ class Killer:
         """Kill what is due."""
         for kind, due_s in self._due_s.items():
             if due_s <= time.monotonic():
+                if due_s >= self._spared.get(kind, math.inf):
+                    self._due_s[kind] = math.inf
+                    continue
                 if kind == "replicas":
                     self._kill_replica()
                 elif kind == "platform":

@@ -36,6 +36,8 @@ class Plan:
     processes: int = 1
     connections: int = 24
     """Clients of each process."""
+    pause_s: float = 0.0
+    """Longest pause of a client before each request."""
 
 
 @dataclass
@@ -129,6 +131,7 @@ class Load:
                     connections=plan.connections,
                     retries="platform" in plan.kills,
                     log=str(log),
+                    pause_s=plan.pause_s,
                 ),
                 folder / f"clients-{place}.err",
             )
@@ -176,8 +179,13 @@ class Load:
         for process in self._processes:
             process.terminate()
 
+    @property
+    def counts(self) -> Counter[str]:
+        """Attempts by outcome, and failures, as far as the clients have said."""
+        return sum(self._said.values(), Counter())
+
     def _line(self, killed: Killed, elapsed_s: float) -> str:
-        counts: Counter[str] = sum(self._said.values(), Counter())
+        counts = self.counts
         done = counts["answered"] + counts["left"]
         kills = ", ".join(f"{kind} {killed.counts[kind]}" for kind in killed.counts)
         return (
