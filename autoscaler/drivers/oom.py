@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
-_MEMBERSHIP = Path("/proc/self/cgroup")
+from serve.core.machine import cgroup_folders
 
 
 class OomKills:
@@ -34,16 +33,9 @@ class OomKills:
 
 
 def _find_counter() -> Path | None:
-    """Return `memory.oom_control` (cgroup v1) or `memory.events` (v2) of our cgroup, or of the mount."""
-    for line in _MEMBERSHIP.read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            root, name = _CGROUP / "memory", "memory.oom_control"
-        elif not controllers:
-            root, name = _CGROUP, "memory.events"
-        else:
-            continue
-        for folder in (root / path.lstrip("/"), root):
+    """Return `memory.oom_control` (cgroup v1) or `memory.events` (v2) of our cgroup, or of the nearest above it."""
+    for folder in cgroup_folders("memory"):
+        for name in ("memory.oom_control", "memory.events"):
             if (folder / name).exists():
                 return folder / name
     return None

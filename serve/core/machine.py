@@ -19,7 +19,7 @@ def memory_bytes() -> int:
 def cores() -> int:
     """Return the cores this process may use: affinity, and the cgroup's CPU quota rounded up."""
     usable = len(os.sched_getaffinity(0))
-    for folder in _folders("cpu"):
+    for folder in cgroup_folders("cpu"):
         quota, period = _cpu_quota(folder)
         if quota > 0 and period > 0:
             usable = min(usable, math.ceil(quota / period))
@@ -43,12 +43,15 @@ def _cpu_quota(folder: Path) -> tuple[int, int]:
 
 
 def _limits(controller: str, names: tuple[str, ...]) -> list[int]:
-    texts = [_read(folder / name) for folder in _folders(controller) for name in names]
+    texts = [_read(folder / name) for folder in cgroup_folders(controller) for name in names]
     return [int(text) for text in texts if text.isdigit() and int(text) > 0]
 
 
-def _folders(controller: str) -> list[Path]:
-    """Return this process's cgroup folders for `controller` and their parents: every one of them limits."""
+def cgroup_folders(controller: str) -> list[Path]:
+    """Return this process's cgroup folders for `controller` (v1 or v2), its own first, then those above it.
+
+    Every one of them limits.
+    """
     folders: list[Path] = []
     for line in _read(Path("/proc/self/cgroup")).splitlines():
         _, controllers, path = line.split(":", 2)
