@@ -135,7 +135,8 @@ class _HotCall(Call):
         self._size = self._come_bytes
         if room.is_over:
             gate = self._gate
-            self.give_up_body(refusals.queue_full(gate.key, gate.pending, gate.retry_after_s()))
+            error = refusals.queue_full(gate.key, gate.pending, gate.retry_after_s())
+            self._connection.give_up_body(error)
 
     def complete(self) -> None:
         if self._more is not None:

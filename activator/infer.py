@@ -21,7 +21,7 @@ async def infer(
     """Run one request through `gate`. Raise ServeError, ClientLeft."""
     gate.check_queue()
     deadline_ns = received_ns + gate.timeout_ns
-    body = await Upload(scope[CYCLE], receive, gate, head, limit, deadline_ns).read()
+    body = await Upload(scope, receive, gate, head, limit, deadline_ns).read()
     try:
         codec, json_length = head.codec(len(body))
         wait_until_ns = head.wait_until_ns(received_ns, deadline_ns)

@@ -168,7 +168,7 @@ class RequestReader(HttpToolsProtocol):
         cause = error.__context__
         if isinstance(cause, ServeError):
             self.refuse(cause)
-        elif cause is None or isinstance(cause, httptools.HttpParserError | UnicodeError):
+        elif cause is None or isinstance(cause, httptools.HttpParserError | httptools.HttpParserUpgrade | UnicodeError):
             self.refuse(_no_request())
         else:
             log.error("request failed inside the activator", exc_info=cause)

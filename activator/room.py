@@ -55,10 +55,10 @@ class Room:
         if self._line:
             self._call()
 
-    async def wait(self, mine: int, timeout_s: float, *, again: bool = False) -> int:
+    async def wait(self, mine: int, *, again: bool = False) -> int:
         """Return when more may be read by one who holds `mine` bytes already, and what was taken for that.
 
-        Who was called before goes before the others, so that what is begun is ended. Raise TimeoutError.
+        Who was called before goes before the others, so that what is begun is ended.
         """
         if not self._line and self.held_bytes < self.limit_bytes:
             return 0
@@ -68,8 +68,7 @@ class Room:
         self._stuck_bytes += mine
         self._call()
         try:
-            async with asyncio.timeout(max(0.0, timeout_s)):
-                return await turn
+            return await turn
         except BaseException:
             if turn.done() and not turn.cancelled():
                 self.release(turn.result())

@@ -130,6 +130,8 @@ class FrontDoorProtocol(WatchedReader):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.rest()
+        if self._crowd.is_draining:
+            self.shutdown()
         self._crowd.came(self)
 
     @property
@@ -188,7 +190,7 @@ class FrontDoorProtocol(WatchedReader):
     def on_response_complete(self) -> None:
         if self.transport.is_closing():
             if self.transport.get_write_buffer_size():
-                self.look_within(self.limits.stall_s)
+                self.look_within(self.stall_s)
         elif self._active is not None and not self._active.keep_alive:
             self.end()
         elif self.pipeline:
@@ -208,7 +210,7 @@ class FrontDoorProtocol(WatchedReader):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self.look_within(self.limits.stall_s)
+        self.look_within(self.stall_s)
         self._crowd.reads_slowly(self)
 
     def resume_writing(self) -> None:
@@ -220,7 +222,8 @@ class FrontDoorProtocol(WatchedReader):
     @property
     def is_resting(self) -> bool:
         """Whether the connection may be closed for another's sake: nothing is owed, and no answer is on its way."""
-        return not (self.is_owing or self.transport.is_closing() or self.transport.get_write_buffer_size())
+        is_leaving = self._is_deaf or self.transport.is_closing()
+        return not (is_leaving or self.is_owing or self.transport.get_write_buffer_size())
 
     @property
     def is_asking(self) -> bool:
@@ -230,25 +233,28 @@ class FrontDoorProtocol(WatchedReader):
     def turn_away(self, error: ServeError) -> None:
         """Answer what will be asked here before it comes."""
         self._is_partial = True  # so that it is read, and the answer seen
-        self.refuse(error)
+        self.say_at_last(error)
 
     def shutdown(self) -> None:
         """What is asked gets its answer, and no more is asked here."""
+        self.stall_s = min(self.stall_s, self.limits.drain_grace_s)
+        is_unread = self.transport.get_write_buffer_size() > 0
+        if is_unread:
+            self._look_at_answer(self.loop.time(), self.stall_s)
+            self.look_within(self.stall_s)
         if self.is_owing:
             self.cycle.keep_alive = False
-        elif self.transport.get_write_buffer_size():
-            self._look_at_answer(self.loop.time(), self.limits.stall_s)
+        elif is_unread:
             self.transport.close()
 
     def end_grace(self) -> None:
-        """Requests that are not wholly there are told so; answers that nobody takes are dropped."""
+        """A request that is not wholly there is told so."""
         if self._is_partial and not self._is_deaf:
             error = Draining("The platform is shutting down; retry in a moment", retry_after_s=1.0)
             if self._is_in_head:
                 self.refuse(error)
             else:
                 self.give_up_body(error)
-        self._look_at_answer(self.loop.time(), self.limits.drain_grace_s)
 
 
 async def respond(cycle: RequestResponseCycle, status: int, headers: bytes, body: bytes | memoryview) -> None:

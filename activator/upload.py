@@ -11,6 +11,7 @@ from activator.calls import ClientLeft
 from activator.gate import Gate
 from activator.head import Head
 from activator.inflate import Inflater
+from activator.server import CYCLE, ON_LEAVE
 from serve.core.errors import TooLarge
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -20,9 +21,10 @@ class Upload:
     """One body on its way. The room it takes is its call's from `read` on; an `Upload` that fails gives it back."""
 
     def __init__(
-        self, cycle: Any, receive: Receive, gate: Gate, head: Head, limit_bytes: int, deadline_ns: int
+        self, scope: dict[str, Any], receive: Receive, gate: Gate, head: Head, limit_bytes: int, deadline_ns: int
     ) -> None:
-        self._cycle = cycle
+        self._scope = scope
+        self._cycle = scope[CYCLE]
         self._receive = receive
         self._gate = gate
         self._head = head
@@ -40,15 +42,12 @@ class Upload:
         if declared is not None and declared > self._limit_bytes:
             raise self._too_large(declared)
         try:
-            async with asyncio.timeout(self._gate.left_s(self._deadline_ns)):
-                await (self._read_compressed() if self._head.is_compressed else self._read())
-            return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        except TimeoutError:
-            self._gate.room.release(self._size + self._granted)
-            raise self._gate.upload_timeout() from None
+            await (self._read_compressed() if self._head.is_compressed else self._read())
         except BaseException:
             self._gate.room.release(self._size + self._granted)
             raise
+        self._settle()
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
     async def _read(self) -> None:
         more = True
@@ -85,7 +84,11 @@ class Upload:
         """Return what has come, or comes next, and whether there is more; not read before there is room for it."""
         if not self._cycle.body and self._cycle.more_body:
             await self._wait_for_room()
-        message = await self._receive()
+        try:
+            async with asyncio.timeout(self._gate.left_s(self._deadline_ns)):
+                message = await self._receive()
+        except TimeoutError:
+            raise self._gate.upload_timeout() from None
         if message["type"] != "http.request":
             raise ClientLeft
         return message["body"], message["more_body"]
@@ -98,12 +101,19 @@ class Upload:
         self._cycle.flow.pause_reading()
         if room.waiting >= max(1, gate.revision.spec.queue):
             raise refusals.queue_full(gate.key, gate.pending, gate.retry_after_s())
+        if self._cycle.disconnected:
+            raise ClientLeft
         try:
-            left_s = gate.left_s(self._deadline_ns)
-            self._granted = await room.wait(self._size, left_s, again=self._was_called)
-            self._was_called = self._was_called or self._granted > 0
+            async with asyncio.timeout(gate.left_s(self._deadline_ns)) as limit:
+                self._scope[ON_LEAVE] = lambda: limit.reschedule(0.0)
+                self._granted = await room.wait(self._size, again=self._was_called)
+                self._was_called = True
         except TimeoutError:
+            if self._cycle.disconnected:
+                raise ClientLeft from None
             raise refusals.queue_timeout(gate.key, gate.retry_after_s()) from None
+        finally:
+            self._scope.pop(ON_LEAVE, None)
 
     def _too_large(self, size: int) -> TooLarge:
         return TooLarge(

@@ -41,6 +41,8 @@ class WatchedReader(RequestReader):
     def __init__(self, *args: Any, limits: Limits, **options: Any) -> None:
         super().__init__(*args, **options)
         self.limits = limits
+        self.stall_s = limits.stall_s
+        """Without a byte of a body, or of an answer being taken: less while the door closes."""
         self.idle_since_s = 0.0
         self._begun_s = 0.0
         """When the first read ended in the midst of this head; 0 before."""
@@ -62,7 +64,7 @@ class WatchedReader(RequestReader):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._is_partial:
+        if self._is_partial and not self._is_deaf:
             self._part_received()
 
     def on_message_begin(self) -> None:
@@ -72,11 +74,15 @@ class WatchedReader(RequestReader):
     def end(self) -> None:
         self._is_deaf = True
         if self.transport.get_write_buffer_size():
-            self.look_within(self.limits.stall_s)
+            self.look_within(self.stall_s)
         if self._is_half_closed or not (self._is_partial or self.flow.read_paused):
             self.transport.close()
             return
-        self.transport.write_eof()
+        try:
+            self.transport.write_eof()
+        except OSError:  # reset meanwhile
+            self.transport.abort()
+            return
         self.flow.resume_reading()
         self._linger_until_s = self.loop.time() + LINGER_S
         self.look_within(LINGER_S)
@@ -128,13 +134,13 @@ class WatchedReader(RequestReader):
                 self._begun_s = now_s
                 self.look_within(self.limits.head_s)
         else:
-            self.look_within(self.limits.stall_s)
+            self.look_within(self.stall_s)
 
     def _look(self) -> None:
         self._timer = None
         now_s = self.loop.time()
         found = (
-            self._look_at_answer(now_s, self.limits.stall_s),
+            self._look_at_answer(now_s, self.stall_s),
             self._look_at_end(now_s),
             self._look_at_request(now_s),
             self._look_at_client(),
@@ -172,9 +178,7 @@ class WatchedReader(RequestReader):
             return None if self.is_owing else self._look_at_rest(now_s)
         if self.flow.read_paused:
             self._begun_s = self._read_s = now_s
-        since_s, limit_s = (
-            (self._begun_s, self.limits.head_s) if self._is_in_head else (self._read_s, self.limits.stall_s)
-        )
+        since_s, limit_s = (self._begun_s, self.limits.head_s) if self._is_in_head else (self._read_s, self.stall_s)
         left_s = since_s + limit_s - now_s
         if left_s > 0.001:
             return left_s

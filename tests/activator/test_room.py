@@ -15,7 +15,7 @@ async def test_who_waits_is_served_in_order_and_the_bound_holds() -> None:
     order: list[int] = []
 
     async def take(number: int) -> None:
-        size = await room.wait(0, 5)
+        size = await room.wait(0)
         assert room.held_bytes <= 100
         order.append(number)
         await asyncio.sleep(0)
@@ -43,7 +43,7 @@ async def test_a_body_larger_than_the_bound_gets_in_when_nothing_else_is_held() 
 async def test_a_newcomer_does_not_overtake_who_waits() -> None:
     room = Room(10, 5)
     assert room.try_reserve(10)
-    waiting = asyncio.ensure_future(room.wait(0, 5))
+    waiting = asyncio.ensure_future(room.wait(0))
     await asyncio.sleep(0)
     room.release(3)
     assert not room.try_reserve(1)
@@ -56,7 +56,7 @@ async def test_who_waits_too_long_is_told_and_leaves_no_trace() -> None:
     room = Room(10)
     assert room.try_reserve(10)
     with pytest.raises(TimeoutError):
-        await room.wait(0, 0.01)
+        await asyncio.wait_for(room.wait(0), 0.01)
     room.release(10)
     assert room.try_reserve(10)
 
@@ -64,7 +64,7 @@ async def test_who_waits_too_long_is_told_and_leaves_no_trace() -> None:
 async def test_one_who_is_called_and_leaves_passes_the_call_on() -> None:
     room = Room(10)
     assert room.try_reserve(10)
-    first, second = (asyncio.ensure_future(room.wait(0, 5)) for _ in range(2))
+    first, second = (asyncio.ensure_future(room.wait(0)) for _ in range(2))
     await asyncio.sleep(0)
     room.release(10)
     first.cancel()
@@ -81,7 +81,7 @@ async def test_bodies_that_are_half_there_and_fill_the_room_do_not_wait_for_each
         nonlocal most
         mine = granted = 0
         while mine < size:
-            granted = await room.wait(mine, 5, again=granted > 0)
+            granted = await room.wait(mine, again=granted > 0)
             await asyncio.sleep(0)  # the part is on its way
             room.take(10 - granted)
             mine += 10
@@ -107,7 +107,7 @@ async def test_under_random_cancellation_everybody_else_gets_in(seed: int) -> No
         mine = granted = 0
         try:
             while mine < size:
-                granted = await room.wait(mine, 5, again=mine > 0)
+                granted = await room.wait(mine, again=mine > 0)
                 for _ in range(rng.randrange(3)):
                     await asyncio.sleep(0)
                 part = min(25, size - mine)
@@ -133,8 +133,8 @@ async def test_under_random_cancellation_everybody_else_gets_in(seed: int) -> No
 async def test_who_is_behind_gets_in_as_soon_as_the_one_before_it_has_left_the_line() -> None:
     room = Room(10)
     assert room.try_reserve(10)
-    first = asyncio.ensure_future(room.wait(0, 0.01))
-    second = asyncio.ensure_future(room.wait(0, 5))
+    first = asyncio.ensure_future(asyncio.wait_for(room.wait(0), 0.01))
+    second = asyncio.ensure_future(room.wait(0))
     with pytest.raises(TimeoutError):
         await first
     room.release(10)

@@ -43,6 +43,7 @@ SHAPES = {
     "a chunk extension with NUL": START + b"transfer-encoding: chunked\r\n\r\n1;\0\r\nx\r\n" + END,
     "a chunk extension with LF": START + b"transfer-encoding: chunked\r\n\r\n1;a\nx\r\n" + END,
     "a length behind the chunks": START + b"transfer-encoding: chunked\r\n\r\n0\r\ncontent-length: 5\r\n\r\n",
+    "an upgrade, and a chunk of no size": head("connection: upgrade", "upgrade: h2c", CHUNKED, length=None) + b"zz\r\n",
     "HTTP/2.0": head(version="2.0") + BODY,
     "HTTP/0.9": b"GET /v2\r\n\r\n",
     "HTTP/2's preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x12\4\0\0\0\0\0",
