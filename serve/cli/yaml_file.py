@@ -7,7 +7,9 @@ from typing import Any
 
 import yaml
 
-MOST_BYTES = 1 << 20
+MOST_BYTES = 1 << 18
+MOST_LEVELS = 50
+"""PyYAML looks at every open level for every token, and recurses."""
 
 
 class YamlError(ValueError):
@@ -17,13 +19,20 @@ class YamlError(ValueError):
 class _Loader(yaml.SafeLoader):
     """Takes aliases of text and numbers alone: of lists they can nest without end, or grow beyond any memory."""
 
+    levels = 0
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             alias = self.peek_event()  # type: ignore[no-untyped-call]
             if not isinstance(self.anchors.get(alias.anchor, ""), str | yaml.ScalarNode):
                 problem = f"*{alias.anchor} stands for a list or for keys and values: write them out"
                 raise yaml.composer.ComposerError(None, None, problem, alias.start_mark)
-        return super().compose_node(parent, index)
+        if self.levels == MOST_LEVELS:
+            raise YamlError(f"it nests deeper than {MOST_LEVELS} levels")
+        self.levels += 1
+        node = super().compose_node(parent, index)
+        self.levels -= 1
+        return node
 
 
 def read_yaml(path: Path) -> Any:
@@ -34,8 +43,8 @@ def read_yaml(path: Path) -> Any:
         raise YamlError(f"it is larger than {MOST_BYTES} bytes")
     try:
         return yaml.load(data, _Loader)  # noqa: S506 - a SafeLoader
-    except RecursionError:
-        raise YamlError("it nests too deep") from None
+    except YamlError:
+        raise
     except (yaml.YAMLError, ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
         # Beside its own errors PyYAML lets through what Python says of odd numbers, dates and tags.
         raise YamlError(" ".join(str(error).split()) or type(error).__name__) from error

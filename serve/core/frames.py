@@ -83,10 +83,6 @@ class Frame(NamedTuple):
     stream: int
     payload: memoryview
 
-    @property
-    def is_end(self) -> bool:
-        return bool(self.flags & FLAG_END)
-
 
 def pack(kind: int, stream: int = CONNECTION_STREAM, payload: bytes = b"", flags: int = 0) -> bytes:
     """Return one whole frame."""
@@ -132,11 +128,6 @@ class FrameParser:
         if position < size:
             self._buffer += view[position:]
         return frames
-
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes of the incomplete frame held so far."""
-        return len(self._buffer)
 
 
 _REQUEST_HEAD = struct.Struct("<BBHiQ")

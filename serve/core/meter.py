@@ -35,10 +35,6 @@ class BusyMeter:
         self._owed = 0
         self._handed = 0
 
-    @property
-    def rows_inside(self) -> int:
-        return self._rows
-
     def enter(self, rows: int, now_ns: int) -> int:
         """A request of `rows` ≥ 1 comes in. Return the ticket to give to `leave`."""
         self._advance(now_ns)

@@ -21,13 +21,15 @@ _BOMB = "\n".join(
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("[" * 5000, "nests too deep"),
+        ("[" * 5000, "nests deeper than 50 levels"),
+        ("a: " * 60 + "b", "mapping values"),
+        ("- " * 60 + "b", "nests deeper"),
         ("a: " + "1" * 5000, "digits"),
         ("idle: 2026-13-45", "month"),
         ("!!float x: 1", "float"),
         ("min: &a [*a]", "write them out"),
         (_BOMB, "write them out"),
-        ("x" * (1 << 20) + "x", "larger than 1048576 bytes"),
+        ("x" * (1 << 18) + "x", "larger than 262144 bytes"),
         ("a: b: c", "mapping values"),
         ("name: \x00", "special characters"),
         ("!!python/object/apply:os.system [true]", "constructor"),

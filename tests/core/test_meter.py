@@ -61,7 +61,7 @@ def test_shares_are_exact_under_any_interleaving(steps: list[tuple[int, int, int
             leave(sorted(law.rows)[pick % len(law.rows)])
         assert meter.busy_ns(now_ns) == meter.total_busy_ns == law.busy_ns
         assert meter.total_share_ns == taken
-        assert meter.rows_inside == sum(law.rows.values())
+        assert meter._rows == sum(law.rows.values())
         if not law.rows:
             assert taken == law.busy_ns
     for who in sorted(law.rows):

@@ -123,7 +123,7 @@ class Peer:
             if frame.kind == Kind.EVENT:
                 self.events.append(decode_event(frame.payload))
                 continue
-            assert (frame.kind, frame.is_end) == (Kind.RESPONSE, True)
+            assert (frame.kind, frame.flags) == (Kind.RESPONSE, FLAG_END)
             assert frame.stream not in self.answers, "a second answer"
             head, usage, body = unpack_response(frame)
             assert usage is not None
