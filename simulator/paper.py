@@ -130,10 +130,13 @@ class Inside:
 class PaperReplica:
     """Takes requests, meters them as a real replica does, and answers when it is told to. A `FarEnd`.
 
-    `on_request` hears of each request inside. One that is cancelled is answered at once, with 499.
+    `on_request` hears of each request inside. One that is cancelled is answered at once, with 499, by a replica that
+    `hears_cancel`: one in the middle of its run does not.
     """
 
-    def __init__(self, clock: Clock, on_request: Callable[[Inside], None] | None = None) -> None:
+    def __init__(
+        self, clock: Clock, on_request: Callable[[Inside], None] | None = None, *, hears_cancel: bool = True
+    ) -> None:
         self.link: PaperLink
         """Set by whoever connects it."""
         self.inside: dict[int, Inside] = {}
@@ -143,6 +146,7 @@ class PaperReplica:
         self.is_closed = False
         self._clock = clock
         self.on_request = on_request
+        self._hears_cancel = hears_cancel
 
     def connect(self, receiver: FrameReceiver) -> PaperLink:
         """Return the platform's end of a connection to this replica."""
@@ -175,7 +179,7 @@ class PaperReplica:
     def frames_came(self, frames: list[Frame]) -> None:
         now_ns = self._clock.monotonic_ns()
         for frame in frames:
-            if frame.kind == Kind.CANCEL:
+            if frame.kind == Kind.CANCEL and self._hears_cancel:
                 self.answer([frame.stream], STATUS_CANCELLED, b"")
             elif frame.kind == Kind.REQUEST:
                 head, body = unpack_request(frame.payload)

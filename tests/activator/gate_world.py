@@ -28,7 +28,7 @@ from simulator.paper import Inside, PaperReplica
 from tests.activator.steps import StepLoop
 
 KEY = RevisionKey("m", 1)
-CONCURRENCY, QUEUE, QUEUE_BYTES = 2, 4, 400
+CONCURRENCY, QUEUE, QUEUE_BYTES = 2, 5, 500
 TIMEOUT_NS, EXECUTION_TIMEOUT_NS = 10 * NS_PER_S, 3 * NS_PER_S
 LATE_NS = 5 * NS_PER_MS
 """What deadlines may be late: the timer's resolution and the pause between two looks."""
@@ -175,7 +175,9 @@ class GateWorld:
         replica_id = ReplicaId(f"m-r1-{self._numbers:08}")
         info = ReplicaInfo(replica_id, KEY, 1, 1, 1 << 20, self.loop.now_ns, self.loop.wall_ns())
         self.router.replica_assigned(info)
-        played = Played(info, PaperReplica(self.loop, self._sent), self.router._replicas[replica_id][1])
+        played = Played(
+            info, PaperReplica(self.loop, self._sent, hears_cancel=False), self.router._replicas[replica_id][1]
+        )
         self.replicas.append(played)
         return played
 
