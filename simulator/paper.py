@@ -57,9 +57,7 @@ class PaperLink:
     # The platform's end: `serve.core.link.Link`
 
     def send(self, frame: bytes, *, at_once: bool = False) -> None:  # noqa: ARG002 - there is no system call to save
-        if self.is_closed:
-            return
-        if self.has_ended or self._is_hung_up:
+        if self.is_closed or self.has_ended or self._is_hung_up:
             self.has_ended = True
             self.undelivered.append(frame)
             return

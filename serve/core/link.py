@@ -43,7 +43,7 @@ class Link(Protocol):
         """Frames that cannot have been read: the other side was gone before they were written."""
 
     def send(self, frame: bytes, *, at_once: bool = False) -> None:
-        """Send one whole frame, at the end of this loop turn at the latest. Does nothing once closed."""
+        """Send one whole frame, at the end of this loop turn at the latest. Once closed it is `undelivered`."""
 
     def close(self) -> None:
         """Send what can be sent at once, then close: the replica reads EOF, which is an order to exit."""
@@ -85,11 +85,12 @@ class FrameLink:
         return link
 
     def send(self, frame: bytes, *, at_once: bool = False) -> None:
-        """Queue one whole frame; it leaves at the end of this loop turn, or now. Does nothing once closed.
+        """Queue one whole frame; it leaves at the end of this loop turn, or now. Once closed it is `undelivered`.
 
         `at_once` is for a replica with nothing to do: it works while the rest of the turn goes on here.
         """
         if self.is_closed:
+            self.undelivered.append(frame)
             return
         self._outgoing.append(frame)
         if at_once:
@@ -181,6 +182,7 @@ class FrameLink:
         if self.is_closed:
             return False
         self.is_closed = True
+        self.undelivered += self._outgoing
         self._outgoing.clear()
         self._loop.remove_reader(self._fd)
         if self._unsent:

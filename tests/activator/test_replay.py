@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
+from activator.pick import pick_alone
 from activator.replay import MAX_TRIES
 from serve.core.clock import NS_PER_S
 from serve.core.errors import QueueFull, ReplicaLost
@@ -143,6 +145,7 @@ def test_nothing_is_sent_to_a_replica_whose_last_words_are_read_after_its_end(us
         user_code.gone(dying, *KILL_9)
 
     user_code.loop.act(last_words)
+    assert dying.paper.link.undelivered == []
     answer(user_code, start(user_code))
     assert user_code.reply_of(waiting) is not None, "it was sent to a replica that was known to be dead"
     assert user_code.sent[waiting.request_id] == 1
@@ -194,6 +197,26 @@ def test_a_revision_removed_too_early_answers_what_is_inside_and_is_forgotten_wi
     world.loop.act(lambda: world.router.fail_pending(KEY, ReplicaLost("nobody is left to hear this")))
 
 
+@dataclass
+class Slots:
+    in_flight: int
+    is_exclusive: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.in_flight
+
+
+def test_suspects_get_an_empty_replica_or_spare_one_and_never_a_second_while_others_wait() -> None:
+    busy, busier, empty, served = Slots(1), Slots(2), Slots(0), Slots(1, is_exclusive=True)
+    for others_wait in (True, False):
+        assert pick_alone([busier, empty, busy], others_wait=others_wait) == (empty, None)
+        assert pick_alone([busier, busy], others_wait=others_wait) == (None, busy)
+        assert pick_alone([busy, served], others_wait=others_wait) == (None, None)
+    assert pick_alone([served, empty], others_wait=True) == (None, None)
+    assert pick_alone([served, empty], others_wait=False) == (empty, None)
+
+
 class Silent:
     def frames_received(self, frames: list[Frame]) -> None: ...
 
@@ -210,4 +233,7 @@ async def test_a_link_keeps_the_frames_that_its_dead_peer_cannot_have_read() -> 
     link.send(unread)
     await asyncio.sleep(0)
     assert (link.has_ended, link.undelivered) == (True, [unread])
+    link.send(read)
     link.close()
+    link.send(unread)
+    assert link.undelivered == [unread, read, unread]
