@@ -64,14 +64,19 @@ class ColdStartHistory:
 
     def __init__(self) -> None:
         self._starts: deque[tuple[int, dict[Phase, int]]] = deque(maxlen=STARTS_KEPT)
+        self._assumed_s: float | None = None
 
     def add(self, total_ns: int, phases_ns: dict[Phase, int]) -> None:
         self._starts.append((total_ns, dict(phases_ns)))
 
+    def assume(self, start_s: float | None) -> None:
+        """Expect so long a start until one was seen; it is no part of the summary."""
+        self._assumed_s = start_s
+
     def expected_s(self) -> float | None:
-        """Return the median of the recent starts; None before the first."""
+        """Return the median of the recent starts; before the first what was assumed, or None."""
         if not self._starts:
-            return None
+            return self._assumed_s
         return quantile([total_ns for total_ns, _ in self._starts], 0.5) / NS_PER_S
 
     def summary(self) -> ColdStartSummary:

@@ -40,11 +40,15 @@ class Autoscaler:
 
     # What the control plane says -------------------------------------------------------------------------------------
 
-    def add(self, revision: Revision, *, reachable: bool = True) -> None:
-        """Scale this revision from now on. The pool must know it already. Raise ValueError if it is here."""
+    def add(self, revision: Revision, *, reachable: bool = True, start_s: float | None = None) -> None:
+        """Scale this revision from now on. The pool must know it already. Raise ValueError if it is here.
+
+        `start_s`: how long its starts took before, until the first one here is known.
+        """
         if revision.key in self._scaler.fleets:
             raise ValueError(f"{revision.key} is scaled already; use replace")
         fleet = Fleet(revision, is_reachable=reachable, now_ns=self._clock.monotonic_ns(), chance=self._around.chance)
+        fleet.cold_starts.assume(start_s)
         self._scaler.fleets[revision.key] = fleet
         if reachable:
             self._look_if_needed(fleet)
@@ -151,7 +155,7 @@ class Autoscaler:
         return self._scaler.fleets[key].cold_starts.summary()
 
     def expected_cold_start_s(self, key: RevisionKey) -> float | None:
-        """Return the median of the revision's recent starts; None before the first."""
+        """Return the median of the revision's recent starts; None where nothing is known of any."""
         fleet = self._scaler.fleets.get(key)
         return fleet.cold_starts.expected_s() if fleet is not None else None
 

@@ -42,7 +42,8 @@ class Deployments:
             self._route(deployment)
             for stored in deployment.revisions.values():
                 if stored.revision.key in self._pins:
-                    self.scaler.add(stored.revision, reachable=_has_traffic(deployment, stored.number))
+                    reachable = _has_traffic(deployment, stored.number)
+                    self.scaler.add(stored.revision, reachable=reachable, start_s=_start_s(stored))
 
     @contextmanager
     def claim(self, name: str, doing: str) -> Iterator[None]:
@@ -155,7 +156,8 @@ class Deployments:
                     self._restore(stored)
                     self._route(deployment)
                     if key in self._pins:
-                        self.scaler.add(stored.revision, reachable=_has_traffic(deployment, stored.number))
+                        reachable = _has_traffic(deployment, stored.number)
+                        self.scaler.add(stored.revision, reachable=reachable, start_s=_start_s(stored))
 
     def memory_learned(self, key: RevisionKey, size_bytes: int) -> None:
         """Remember a revision's high-water mark, so that the next start of the platform reserves enough."""
@@ -220,6 +222,12 @@ class Deployments:
 
 def _has_traffic(deployment: Deployment, number: int) -> bool:
     return any(number == carrier for carrier, _ in deployment.weights)
+
+
+def _start_s(stored: StoredRevision) -> float | None:
+    """Return how long its cold start took when it was published; None where it answered nothing then."""
+    cold_start = stored.receipt.get("cold_start")
+    return cold_start["total_ms"] / 1000 if cold_start else None
 
 
 def _earlier(deployment: Deployment) -> int:

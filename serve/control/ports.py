@@ -137,8 +137,11 @@ class DecisionLine(Protocol):
 class Scaler(Protocol):
     """All calls are on the loop."""
 
-    def add(self, revision: Revision, *, reachable: bool) -> None:
-        """Scale this revision from now on. Not `reachable`: no traffic is sent to it, so `min` does not count."""
+    def add(self, revision: Revision, *, reachable: bool, start_s: float | None = None) -> None:
+        """Scale this revision from now on. Not `reachable`: no traffic is sent to it, so `min` does not count.
+
+        `start_s`: how long a start took when it was published, for what callers are told before the first one here.
+        """
 
     def replace(self, revision: Revision) -> None:
         """The same revision with what publishing learned of it."""

@@ -202,3 +202,14 @@ async def test_describe_tells_each_replica_with_its_state_and_since_when(tmp_pat
             (ReplicaState.STARTING, True),
             (ReplicaState.READY, True),
         ]
+
+
+async def test_what_is_known_of_earlier_starts_is_expected_until_the_first_one_here(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        revision = world.revision("known")
+        world.autoscaler.add(revision, start_s=7.5)
+        assert world.autoscaler.expected_cold_start_s(revision.key) == 7.5
+        assert world.autoscaler.cold_start_history(revision.key).count == 0
+        world.pool.ask(revision.key, duration_s=0.1)
+        await asyncio.sleep(1)
+        assert world.autoscaler.expected_cold_start_s(revision.key) == pytest.approx(0.1, abs=0.01)

@@ -52,6 +52,7 @@ class FakeScaler:
     gate: asyncio.Event | None = None
     known: dict[RevisionKey, Revision] = field(default_factory=dict)
     reachable: dict[RevisionKey, bool] = field(default_factory=dict)
+    start_s: dict[RevisionKey, float | None] = field(default_factory=dict)
     held: set[RevisionKey] = field(default_factory=set)
     warmed: list[RevisionKey] = field(default_factory=list)
     removed: list[RevisionKey] = field(default_factory=list)
@@ -59,7 +60,8 @@ class FakeScaler:
     records: list[DecisionRecord] = field(default_factory=list)
     learns: Callable[[RevisionKey], None] = lambda _key: None
 
-    def add(self, revision: Revision, *, reachable: bool) -> None:
+    def add(self, revision: Revision, *, reachable: bool, start_s: float | None = None) -> None:
+        self.start_s[revision.key] = start_s
         assert revision.key not in self.known
         self.known[revision.key] = revision
         self.reachable[revision.key] = reachable

@@ -72,6 +72,14 @@ async def test_a_deployed_model_has_answered_takes_the_traffic_and_is_kept(tmp_p
         assert is_pinned(platform)
 
 
+async def test_after_a_restart_a_start_is_expected_to_take_what_it_took_at_publishing(tmp_path: Path) -> None:
+    async with bench(tmp_path) as platform:
+        published = await platform.deploy()
+        assert platform.scaler.start_s == {key(1): None}
+    async with bench(tmp_path) as platform:
+        assert platform.scaler.start_s == {key(1): published.receipt["cold_start"]["total_ms"] / 1000}
+
+
 async def test_callers_hear_publishing_until_the_first_revision_answered(tmp_path: Path) -> None:
     async with bench(tmp_path) as platform:
         await platform.deploy()
