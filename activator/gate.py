@@ -78,7 +78,10 @@ class Gate:
         return self._load.demand(len(self._line), now_ns)
 
     def retry_after_s(self) -> float:
-        """Return how long this revision's starts take: what `Retry-After` says. 1 s before the first."""
+        """Return how long a call waits now, which `Retry-After` says: as the first in line has, or as a start takes."""
+        if self._open:
+            first = next(iter(self._line), None)
+            return 1.0 if first is None else (self._clock.monotonic_ns() - first.received_ns) / NS_PER_S
         return self._expected_start_s(self.key) or 1.0
 
     def replace(self, revision: Revision) -> None:

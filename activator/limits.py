@@ -29,7 +29,7 @@ class Limits:
     """Without a byte of a body that should come, or without any of an answer being taken."""
     keep_alive_s: float = 75.0
     """Without a request."""
-    drain_grace_s: float = 5.0
+    drain_grace_s: float = 3.0
     """After the order to stop: until then requests must be wholly there."""
     unread_bytes: int = 256 << 20
     """Most bytes of answers that all clients together may leave unread. Beyond, those that began first are cut."""

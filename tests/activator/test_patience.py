@@ -16,6 +16,11 @@ QUICK = Limits(head_s=0.3, stall_s=0.3, keep_alive_s=0.3, drain_grace_s=0.3)
 CALM = replace(QUICK, head_s=20, stall_s=20, keep_alive_s=20)
 
 
+@pytest.fixture(autouse=True)
+def _short_goodbyes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("activator.watch.LINGER_S", 0.2)
+
+
 async def drip(wire: Wire, data: bytes) -> None:
     """Send byte after byte."""
     for at in range(len(data)):

@@ -81,6 +81,20 @@ async def test_a_full_queue_refuses_at_once_with_retry_after(tmp_path: Path) -> 
     assert {text(answer)["code"] for answer in answers} == {"model_failed"}
 
 
+async def test_retry_after_of_a_full_queue_is_as_long_as_its_first_has_waited(tmp_path: Path) -> None:
+    async with harness(tmp_path) as it, httpx.AsyncClient() as client:
+        key = it.deploy(queue=1, concurrency=1)
+        replica = await it.start(key)
+        held = [asyncio.ensure_future(infer(client, it)) for _ in range(2)]
+        await until(lambda: it.router.queue_status(key)[::2] == (1, 1))
+        await asyncio.sleep(1.05)
+        response = await infer(client, it)
+        assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+        for _ in held:
+            (await replica.next()).answer()
+        await asyncio.gather(*held)
+
+
 async def test_prefer_wait_zero_is_refused_but_wakes_the_model(tmp_path: Path) -> None:
     async with harness(tmp_path) as it, httpx.AsyncClient() as client:
         key = it.deploy()
