@@ -62,6 +62,9 @@ class Activator:
         except Exception:
             log.exception("request failed inside the activator", extra={"request_id": request_id})
             await self._refuse(cycle, ServeError("Internal error: see the platform's log"), request_id, gate)
+        finally:
+            # Scope and cycle hold each other: bodies would stay until the collector comes round, beyond all bounds.
+            scope.clear()
 
     async def _refuse(self, cycle: Any, error: ServeError, request_id: RequestId, gate: Gate | None) -> None:
         self.count_refusal(error, request_id, gate)

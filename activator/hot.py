@@ -189,6 +189,7 @@ class _HotCall(Call):
             headers, status = answer_headers(self._head, self, outcome), outcome.head.status
             body = outcome.body
             self._app.count(self._gate, self, status)
+            self.body = b""  # accounted: a connection at rest holds its last call
         self.response_complete = True
         connection = self._connection
         write_answer(connection.transport, status, headers, body, content_length=len(body), keep_alive=self.keep_alive)
