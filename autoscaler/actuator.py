@@ -12,6 +12,7 @@ from typing import Protocol
 from autoscaler.capacity import Room
 from autoscaler.drivers.base import DriverError, StartedReplica
 from autoscaler.fleet import Fleet
+from autoscaler.old_logs import OldLogs
 from autoscaler.replica import Replica, ReplicaState
 from autoscaler.surroundings import Surroundings
 from autoscaler.timers import Timers
@@ -60,7 +61,8 @@ class Actuator:
         self._lifecycle = around.lifecycle
         self._timers = timers
         self._follower = follower
-        self._logs = around.logs
+        self._logs = around.logs / "replicas"
+        self._old_logs = OldLogs(self._logs)
         self._drain_timeout_ns = around.drain_timeout_ns
         self._chance = around.chance
         self._reserved_bytes = 0
@@ -139,6 +141,11 @@ class Actuator:
             kill = functools.partial(self._driver.kill, replica_id, ExitReason.CRASHED)
             self._timers.set(("lost", replica_id), kill_ns, kill)
 
+    def forget(self, name: str) -> None:
+        """The deployment is gone, and its last replica, too."""
+        self._old_logs.forget(name)
+        self._metrics.forget(name)
+
     # What becomes of them --------------------------------------------------------------------------------------------
 
     def replica_event(self, replica_id: ReplicaId, event: Event) -> None:
@@ -164,7 +171,7 @@ class Actuator:
         self._gone(*known, End(exited.reason, exited.message, exited))
 
     async def _order(self, fleet: Fleet, replica: Replica) -> None:
-        log_file = self._logs / "replicas" / fleet.key.name / f"{replica.id}.log"
+        log_file = self._logs / fleet.key.name / f"{replica.id}.log"
         try:
             started = await self._driver.start(fleet.revision.load_order(replica.id), self, log_file)
         except (DriverError, OSError) as error:
@@ -223,6 +230,7 @@ class Actuator:
         del fleet.replicas[replica.id]
         self._reserve(-replica.memory_bytes)
         self._count(fleet, replica.state, -1)
+        self._old_logs.ended(fleet.key.name, self.replicas)
         log.info(
             "replica ended",
             extra={"replica": replica.id, "reason": end.reason.value, "state": replica.state.value, "how": end.message},

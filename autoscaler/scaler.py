@@ -218,6 +218,7 @@ class Scaler:
         self.fleets.pop(fleet.key, None)
         if not any(key.name == fleet.key.name for key in self.fleets):
             self.decisions.forget(fleet.key.name)
+            self.actuator.forget(fleet.key.name)
         if not fleet.removed.done():
             fleet.removed.set_result(None)
 

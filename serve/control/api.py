@@ -26,7 +26,7 @@ from serve.control.openapi import ApiRoute, openapi
 from serve.control.ports import Books
 from serve.control.publish import Publication, Publisher
 from serve.control.registry import Deployment
-from serve.control.replica_logs import FOLLOW_INTERVAL_S, LogReader
+from serve.control.replica_logs import FOLLOW_INTERVAL_S, LogReader, drop_logs
 from serve.control.uploads import Uploads
 from serve.control.wire import DeployBody, RollbackBody, parse
 from serve.core.errors import MethodNotAllowed, NotFound, PublishError, ServeError
@@ -123,7 +123,11 @@ class Api:
     async def delete(self, request: Request) -> Response:
         """Delete a deployment with all its revisions; requests inside finish. Its bill stays."""
         name = request.path_params["name"]
+        known = self._deployments.registry.deployments.get(name)
         await self._deployments.delete(name)
+        if known is not None:
+            folder = self._control.home.logs / "replicas" / name
+            await asyncio.to_thread(drop_logs, folder, max(known.revisions))
         return json_response({"name": name, "deleted": True})
 
     async def history(self, request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections import deque
@@ -16,6 +17,22 @@ SCANNED_BYTES = 16 << 20
 """How far back in each file lines are looked for."""
 LINE_BYTES = 64 << 10
 """A longer line is cut into several."""
+
+
+_REVISION = re.compile(r".*-r(\d+)-[a-z2-7]{8}")
+
+
+def drop_logs(folder: Path, last: int) -> None:
+    """Remove the logs of a deleted deployment's revisions, up to number `last`: the name may be in use again.
+
+    Blocks. What cannot be removed stays.
+    """
+    with contextlib.suppress(OSError):
+        for path in folder.glob("*.log"):
+            found = _REVISION.fullmatch(path.stem)
+            if found and int(found[1]) <= last:
+                path.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 class LogReader:

@@ -406,6 +406,16 @@ async def test_rollback_gives_the_traffic_back_without_starting_anything(api: Se
     refusal(await api.client.post("/api/v1/deployments/nobody/rollback"), 404, "unknown_model")
 
 
+async def test_logs_go_with_a_deleted_deployment_but_not_those_of_the_next_of_that_name(api: Served) -> None:
+    await api.deploy()
+    folder = api.platform.home.logs / "replicas" / "digits"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("digits-r1-abcdefg2.log", "digits-r2-abcdefg2.log", "notes.log"):
+        (folder / name).touch()
+    await api.client.delete("/api/v1/deployments/digits")
+    assert sorted(path.name for path in folder.iterdir()) == ["digits-r2-abcdefg2.log", "notes.log"]
+
+
 async def test_a_deleted_deployment_is_gone_whole_and_its_numbers_stay_taken(api: Served) -> None:
     await api.deploy(idle=10)
     await api.deploy(idle=20)
