@@ -34,7 +34,7 @@ fuzz: .venv/dev.stamp ## fuzz parsers, then the simulator with new seeds, until 
 	.venv/bin/python -m tests.sim $(if $(FUZZ_S),--seconds $(FUZZ_S))
 
 soak: .venv/dev.stamp ## half an hour of deployments that wake, sleep, die and change: is everything flat?
-	.venv/bin/python -P -m benchmarks.soak
+	.venv/bin/python -m benchmarks.soak
 
 format: .venv/dev.stamp ## put the source into its format
 	.venv/bin/ruff check --fix .
