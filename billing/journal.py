@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,11 +54,20 @@ class Journal:
     """
 
     def __init__(
-        self, folder: Path, writer: str, clock: Clock, file_bytes: int = FILE_BYTES, *, sole_writer: bool = True
+        self,
+        folder: Path,
+        writer: str,
+        clock: Clock,
+        file_bytes: int = FILE_BYTES,
+        *,
+        sole_writer: bool = True,
+        write: Callable[[int, bytes], int] = os.write,
     ) -> None:
+        """`write`: what takes the bytes; another than the system's is for disks on paper."""
         self.origin = records.Origin(writer, boot_id())
         """For the builders in `billing.records`."""
         self._folder = folder / writer
+        self._write = write
         self._file_bytes = file_bytes
         self._next_file_at_bytes = file_bytes
         self._lines: list[bytes] = []
@@ -117,7 +126,7 @@ class Journal:
                 # A disk that refused is asked with one line: joining all of a long wait each time would cost much.
                 count = 1 if self._is_refused else len(self._lines)
                 data = self._lines[0] if count == 1 else b"".join(self._lines)
-                written = os.write(self._descriptor, data)
+                written = self._write(self._descriptor, data)
                 self._is_synced = self._is_refused = False
                 self._size_bytes += written
                 if written == len(data):

@@ -39,16 +39,17 @@ class FarEnd(Protocol):
 class PaperLink:
     """In-memory twin of `serve.core.link.FrameLink`. Owned by the running loop.
 
-    Bytes in both directions arrive in a later turn of the loop than they were sent in, in order, and are parsed as on
-    a socket. What has not arrived when the connection closes is lost.
+    Bytes in both directions arrive in a later turn of the loop than they were sent in, or after `delay_s`, in order,
+    and are parsed as on a socket. What has not arrived when the connection closes is lost.
     """
 
-    def __init__(self, receiver: FrameReceiver, far: FarEnd) -> None:
+    def __init__(self, receiver: FrameReceiver, far: FarEnd, delay_s: Callable[[], float] | None = None) -> None:
         self.receiver = receiver
         self.is_closed = False
         self.has_ended = False
         self.undelivered: list[bytes] = []
         self._far = far
+        self._delay_s = delay_s
         self._loop = asyncio.get_running_loop()
         self._out, self._in = bytearray(), bytearray()
         self._far_parser, self._parser = FrameParser(), FrameParser()
@@ -62,7 +63,7 @@ class PaperLink:
             self.undelivered.append(frame)
             return
         if not self._out:
-            self._loop.call_soon(self._deliver_out)
+            self._later(self._deliver_out)
         self._out += frame
 
     def close(self) -> None:
@@ -82,7 +83,7 @@ class PaperLink:
         if self.is_closed or self._is_hung_up:
             return
         if not self._in:
-            self._loop.call_soon(self._deliver_in)
+            self._later(self._deliver_in)
         self._in += data
 
     def hang_up(self) -> None:
@@ -90,9 +91,16 @@ class PaperLink:
         if not self._is_hung_up:
             self._is_hung_up = True
             self._out.clear()
-            self._loop.call_soon(self._deliver_in)
+            self._later(self._deliver_in)
 
     # Within
+
+    def _later(self, deliver: Callable[[], None]) -> None:
+        delay_s = self._delay_s() if self._delay_s is not None else 0.0
+        if delay_s:
+            self._loop.call_later(delay_s, deliver)
+        else:
+            self._loop.call_soon(deliver)
 
     def _deliver_out(self) -> None:
         data, self._out = bytes(self._out), bytearray()

@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from autoscaler.drivers.base import DriverError
 
@@ -41,6 +42,18 @@ class ExitStatus:
     cpu_us: int | None = field(default=None, compare=False)
     """What the kernel counted: user and system time of it and of its children that it reaped."""
     peak_rss_bytes: int | None = field(default=None, compare=False)
+
+
+class Process(Protocol):
+    """What a driver needs of a replica's process; `ChildProcess` is the real one."""
+
+    @property
+    def exited(self) -> asyncio.Future[ExitStatus]: ...
+
+    @property
+    def is_over(self) -> bool: ...
+
+    def kill(self) -> None: ...
 
 
 def become_subreaper() -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from autoscaler.drivers.base import DriverError, ReplicaObserver
 from autoscaler.drivers.oom import OomKills
-from autoscaler.drivers.processes import ChildProcess, ExitStatus
+from autoscaler.drivers.processes import ExitStatus, Process
 from serve.core.clock import Clock
 from serve.core.events import Drained, Event, EventError, ExitReason, Failed, LoadOrder, decode_event
 from serve.core.frames import Frame, Kind, pack
 from serve.core.ids import ReplicaId
-from serve.core.link import FrameLink
+from serve.core.link import FrameLink, Link
 from serve.core.scaling import Exited
 
 log = logging.getLogger(__name__)
@@ -90,9 +90,9 @@ class ReplicaLife:
         self._replicas = replicas
         self._loop = asyncio.get_running_loop()
         self._early: list[Event] | None = []
-        self._link: FrameLink | None = None
+        self._link: Link | None = None
         self._link_lost = False
-        self._process: ChildProcess | None = None
+        self._process: Process | None = None
         self._status: ExitStatus | None = None
         self._kill_reason: ExitReason | None = None
         self._is_draining = False
@@ -100,7 +100,7 @@ class ReplicaLife:
         self.over: asyncio.Future[None] = self._loop.create_future()
         """Resolves after the observer heard of the exit."""
 
-    def begin(self, process: ChildProcess, link: FrameLink) -> None:
+    def begin(self, process: Process, link: Link) -> None:
         """The process runs and has been told what to load: from now on the observer hears of it."""
         self._process, self._link = process, link
         if self._replicas.is_closed:

@@ -27,8 +27,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "autoscaler": {"autoscaler", "serve.core"},
     "runtime": {"runtime"} | WIRE,
     "runtime.engines": {"runtime.engines.base", "runtime.tensors", "serve.core.events"},
-    "simulator": {"simulator", "serve.core", "activator.pick", "autoscaler.windows", "autoscaler.decide"}
-    | {"autoscaler.capacity", "cache.evict", "billing.attribute", "billing.prices"},
+    # The real pieces run there, not copies of them: all but what is outside of a platform (doors, zygotes, processes).
+    "simulator": {"simulator", "serve.core", "autoscaler", "billing", "cache.evict"}
+    | {f"activator.{module}" for module in ("accounts", "calls", "gate", "pick", "router", "writer")},
     "serve.control": {"serve.control", "serve.core", "activator", "autoscaler", "runtime", "cache", "billing"},
     "serve.cli": {"serve.cli", "serve.core"},
 } | dict.fromkeys(WIRE, WIRE)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = {"serve", "activator", "autoscaler", "runtime", "cache", "billing"}
+PACKAGES = {"serve", "activator", "autoscaler", "runtime", "cache", "billing", "simulator"}
 NOT_OURS_TO_GIVE = ("tests", "examples", "manifests", "benchmarks", "docs", "scripts")
 
 
