@@ -20,7 +20,7 @@ from autoscaler.old_logs import ENDS_BETWEEN, KEPT
 from benchmarks.flatness import FLAT, Series, growth, is_flat
 from benchmarks.table import machine, median, table
 from tests.chaos.killer import Killer, stop
-from tests.chaos.scenario import Load, Plan, free_port, leftovers, show
+from tests.chaos.scenario import ENDLESS, Load, Plan, free_port, leftovers, show
 from tests.chaos.workload import DEPLOYED
 from tests.e2e.models import row
 from tests.e2e.platforms import RunningPlatform
@@ -102,7 +102,7 @@ def _zombies(parent: int) -> int:
 def soak(folder: Path, minutes: float, say: Callable[[str], None]) -> tuple[Series, list[tuple[str, str]], list[str]]:
     """Run; return the samples, further figures, and what went wrong."""
     plan = Plan(
-        1 << 40, kills=("replicas", "zygote", "ledger"), minutes=minutes, pace=0.5, connections=12, pause_s=0.05
+        ENDLESS, kills=("replicas", "zygote", "ledger"), minutes=minutes, pace=0.5, connections=12, pause_s=0.05
     )
     port = free_port(plan.seed)
     with RunningPlatform(folder, "--port", str(port), SERVE_LOG_LEVEL="WARNING") as platform:

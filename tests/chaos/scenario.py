@@ -21,6 +21,8 @@ from tests.e2e.platforms import ROOT, RunningPlatform
 
 _PORTS = range(20_000, 30_000)
 """Below those that the kernel gives to clients: one of these might connect to itself while nobody listens."""
+ENDLESS = 1 << 40
+"""Requests, where only the time is bounded."""
 _RESTING = {"platform": 1, "ledger": 1, "zygote": 1}
 
 
@@ -119,7 +121,7 @@ class Load:
         share, rest = divmod(plan.requests, plan.processes)
         self.logs = [folder / f"clients-{place}.tsv" for place in range(plan.processes)]
         self.failures: list[str] = []
-        self._requests = plan.requests
+        self._goal = f"{plan.requests:,}" if plan.requests < ENDLESS else "no end"
         self._said: dict[int, Counter[str]] = {}
         self._processes = [
             self._started(
@@ -189,7 +191,7 @@ class Load:
         done = counts["answered"] + counts["left"]
         kills = ", ".join(f"{kind} {killed.counts[kind]}" for kind in killed.counts)
         return (
-            f"{elapsed_s:6.0f} s  {done:,} of {self._requests:,} ({done / elapsed_s:,.0f}/s), "
+            f"{elapsed_s:6.0f} s  {done:,} of {self._goal} ({done / elapsed_s:,.0f}/s), "
             f"failed {counts['failed']}, broken {counts['broken']}; killed: {kills}"
         )
 

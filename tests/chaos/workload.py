@@ -58,7 +58,7 @@ class Deployed:
         return path
 
 
-NAP = Deployed("nap", 0.0, spec={"idle": 0.2})
+NAP = Deployed("nap", 0.0, script={"load_s": 0.1}, spec={"idle": 0.2})
 """Goes to zero all the time."""
 STEADY = Deployed("steady", 0.2, script={"run_s": 0.002}, spec={"min": 1})
 """Is never at zero until it is undeployed."""
@@ -67,7 +67,7 @@ DEPLOYED = (
     Deployed("double", 0.3, columns=2, is_onnx=True),
     STEADY,
     Deployed("wide", 0.04, columns=WIDE),
-    Deployed("slow", 0.04, script={"batchable": False, "run_s": 0.01, "load_s": 0.05}, spec={"max": 3}),
+    Deployed("slow", 0.04, script={"batchable": False, "run_s": 0.01, "load_s": 0.2}, spec={"max": 3}),
     NAP,
 )
 
