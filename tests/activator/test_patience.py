@@ -76,8 +76,8 @@ async def test_a_body_that_comes_slowly_but_steadily_is_waited_for(tmp_path: Pat
     async with harness(tmp_path, limits=QUICK) as it, dial(it) as wire:
         it.deploy()
         wire.send(STALLED[kind])
-        for _ in range(5):
-            await asyncio.sleep(0.15)
+        for _ in range(4):
+            await asyncio.sleep(0.1)
             wire.send(chunk(b"y") if kind == "chunked" else b"\0")
         await it.turn()
         assert len(it.door.connections) == 1
