@@ -10,6 +10,7 @@ What would run in a thread (`run_in_executor`, `asyncio.to_thread`) runs on the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -63,6 +64,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.turns = 0
         self.job_s: Callable[[], float] = lambda: 0.0
         """How long the next job of a thread takes."""
+        self.before_job: Callable[[Callable[..., Any]], None] = lambda _job: None
+        """What it raises, the job ends with."""
         self._on_turn = on_turn
         self._turns_at_instant = 0
         self._is_dead = False
@@ -112,9 +115,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         tasks = asyncio.all_tasks(self)
         for task in tasks:
             task.cancel()
-        if tasks:
-            self.run_until_complete(asyncio.wait(tasks))
         for task in tasks:
+            while not task.done():
+                with contextlib.suppress(Exception, asyncio.CancelledError, SystemExit):
+                    self.run_until_complete(task)
             if not task.cancelled():
                 task.exception()
         self.close()
@@ -125,6 +129,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if future.cancelled():
             return
         try:
+            self.before_job(func)
             result = func(*args)
         except Exception as error:
             future.set_exception(error)

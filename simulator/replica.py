@@ -72,10 +72,11 @@ class SimulatedReplica:
         self.link: PaperLink
         self.meter = BusyMeter()
         self.is_over = False
-        self.began_ns = clock.monotonic_ns()
         self.ready_ns = 0
         """0 until the model is loaded."""
-        self.died_ns = 0
+        self._began_ns = clock.monotonic_ns()
+        self.has_drained = False
+        """It said all there was to say before it left."""
         self._habits = habits
         self._clock = clock
         self._chance = chance
@@ -127,7 +128,6 @@ class SimulatedReplica:
         if self.is_over:
             return
         self.is_over = True
-        self.died_ns = self._clock.monotonic_ns()
         if self._timer is not None:
             self._timer.cancel()
         if not self._habits.leaves_socket_open:
@@ -163,8 +163,8 @@ class SimulatedReplica:
 
     def _become_ready(self) -> None:
         self.ready_ns = now_ns = self._clock.monotonic_ns()
-        self._say(PhaseDone(Phase.MAP, self.began_ns, self.began_ns))
-        self._say(PhaseDone(Phase.LOAD, self.began_ns, now_ns))
+        self._say(PhaseDone(Phase.MAP, self._began_ns, self._began_ns))
+        self._say(PhaseDone(Phase.LOAD, self._began_ns, now_ns))
         memory_bytes = self._memory_bytes
         self._say(Ready(now_ns, "paper", "1", _SPECS, _SPECS, self._habits.is_batchable, memory_bytes, memory_bytes))
         self._turn()
@@ -274,6 +274,7 @@ class SimulatedReplica:
             self._say(stats)
 
     def _leave(self) -> None:
+        self.has_drained = True
         self._say(Drained(self._clock.monotonic_ns(), self.meter.total_busy_ns))
         self.die(0, None)
 

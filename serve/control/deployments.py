@@ -203,7 +203,8 @@ class Deployments:
             pin = self._pins.pop(key, None)
             if pin is None:
                 continue
-            await self._drop(key, pin)
+            # Nothing is started for it any more: who waits is told so now, not when the last request inside is done.
+            await self._drop(key, pin, UnknownVersion(f"'{key.name}' version {key.number} was removed"))
             try:
                 await self.store.delete(stored.revision.digest)
             except Conflict:
