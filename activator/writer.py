@@ -69,16 +69,15 @@ class AnswerWriter:
         except JournalError as error:
             self._is_refused = True
             self._blocked(error)
+            # The disk may have taken some before it was full: they are on the books, so their callers get them.
+            count = len(self._held)
+            first = (n for n, (call, _) in enumerate(self._held) if self._journal.is_buffered(call.request_id))
+            self._written(next(first, count))
             return
         if self._is_refused:
             self._is_refused = False
             self._unblocked()
-        held, self._held = self._held, []
-        if self.waits_for_sync:
-            self._unsynced += held
-            self._watch()
-        else:
-            _let_go(held)
+        self._written(len(self._held))
         for callback in self._on_written:
             callback()
 
@@ -118,6 +117,15 @@ class AnswerWriter:
         self._blocked(error)
 
     # Within ---------------------------------------------------------------------------------------------------------
+
+    def _written(self, count: int) -> None:
+        """The records of the first `count` answers that are held are written."""
+        held, self._held = self._held[:count], self._held[count:]
+        if self.waits_for_sync and held:
+            self._unsynced += held
+            self._watch()
+        else:
+            _let_go(held)
 
     def _blocked(self, error: JournalError) -> None:
         self._metrics.journal_errors.inc()

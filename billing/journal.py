@@ -108,6 +108,11 @@ class Journal:
         """Buffer one line made by `billing.records`."""
         self._lines.append(line)
 
+    def is_buffered(self, request_id: str) -> bool:
+        """Return whether the record of a request was appended and is not written, or not whole."""
+        name = b'"id":"%b"' % request_id.encode()
+        return any(name in line for line in self._lines) or name in b"".join((self._begun, *self._lines[:1]))
+
     def amend(self, request_id: str, **changes: Any) -> bool:
         """Change the record of a request that is still buffered. False where none is, or a part of it is written."""
         name = b'"id":"%b"' % request_id.encode()

@@ -136,7 +136,7 @@ class SimulatedPlatform:
         """Drain and end, as SIGTERM makes a platform do."""
         self.router.is_draining = True
         drained_by_ns = self.clock.monotonic_ns() + round(self.machine.drain_timeout_s * NS_PER_S)
-        while any(not call.is_done for call in self.calls) and self.clock.monotonic_ns() < drained_by_ns:
+        while any(not call.is_done for call in self.calls) and self.clock.monotonic_ns() < drained_by_ns:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)  # the doors hear of it; here nobody pays for looking
         self.router.end_drain()
         left_s = (drained_by_ns - self.clock.monotonic_ns()) / NS_PER_S

@@ -11,7 +11,7 @@ from activator.calls import Reply
 from billing.ledger import Ledger
 from billing.lives import LifeState, RecordedLife, read_lives
 from billing.verify import _broken_laws, verify
-from serve.core.errors import StorageFull
+from serve.core.errors import Draining, StorageFull
 from simulator.callers import SimulatedCall
 from tests.sim.violation import must
 
@@ -65,7 +65,7 @@ def _check_call(life: Life, call: SimulatedCall, record: dict[str, Any] | None, 
         must(bool(record["charged"]) == (call.status < 500), f"{call.request_id} is charged as it should not be")
     elif record is not None and record["charged"]:
         # Told that the disk did not sync its record in time, which may be there all the same.
-        is_doubtful = isinstance(call.outcome, StorageFull) and life.platform.accounts.writer.waits_for_sync
+        is_doubtful = isinstance(call.outcome, StorageFull | Draining) and life.platform.accounts.writer.waits_for_sync
         is_paid = call.outcome is None or is_doubtful  # it was in flight at a kill, or its caller left
         must(is_paid, f"{call.request_id} is charged, and nobody got an answer")
 

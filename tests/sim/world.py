@@ -179,6 +179,8 @@ class World:
         self.note("the platform is dead")
         # What is still run of it has no effect, and its time is its own.
         self.clock = SimulatedClock(self.clock.monotonic_ns(), self.clock.wall_ns())
+        for call in life.calls:
+            call.is_done = True  # nobody hears of it any more
         life.platform.bury()
         loop.bury()
         life.control.bury()
