@@ -27,6 +27,9 @@ FAILURES_UNTIL_FAILED = 3
 DECISION_GAP_NS = 20 * NS_PER_MS
 """A storm of pokes costs one decision per gap. A revision without any replica never waits for it."""
 
+ABANDONED_LOOK_NS = NS_PER_S
+"""How often to look at a replica that should go and still runs what its callers left: no event need tell its end."""
+
 
 class Scaler:
     """All fleets. Owned by the loop; every method returns at once. Implements the actuator's Follower.
@@ -80,6 +83,8 @@ class Scaler:
         if decision.replicas <= observed.live:
             self._admission.leave_line(fleet)
             self._shrink(fleet, observed, decision)
+            if wake_at_ns is None and fleet.live > decision.replicas:
+                wake_at_ns = now_ns + ABANDONED_LOOK_NS
         elif now_ns < fleet.backoff.until_ns:
             self._admission.leave_line(fleet)
             wake_at_ns = fleet.backoff.until_ns

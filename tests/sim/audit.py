@@ -110,5 +110,5 @@ def _verify(world: World) -> None:
     in_flight = {call.request_id for life in world.lives if life.was_killed for call in life.calls if not call.ends}
     answered = {call.request_id for life in world.lives for call in life.calls if isinstance(call.outcome, Reply)}
     unsent = {request_id for request_id in found.maybe_unsent if request_id not in answered}
-    left = {call.request_id for life in world.lives for call in life.calls if call.is_left}
-    must(unsent <= in_flight | left, f"verify lists requests that were not in flight: {unsent - in_flight}")
+    told_no = {call.request_id for life in world.lives for call in life.calls if call.is_left}
+    must(unsent <= in_flight | told_no, f"verify lists requests that were not in flight: {unsent - in_flight - told_no}")
