@@ -85,6 +85,12 @@ class Router:
         else:
             gate.replace(revision)
 
+    def retire_revision(self, key: RevisionKey) -> None:
+        """Hold nothing more for a revision: who waits is told so, what is inside a replica may finish."""
+        gate = self._gates.get(key)
+        if gate is not None:
+            gate.remove()
+
     def remove_revision(self, key: RevisionKey) -> None:
         """Forget a revision: what still waits is told so, what is inside a replica may finish."""
         gate = self._gates.get(key)

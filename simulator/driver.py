@@ -70,6 +70,9 @@ class SimulatedDriver:
 
     async def close(self) -> None:
         await self._replicas.close()
+        for replica in list(self.running.values()):  # starts that were called off
+            replica.kill()
+            await replica.exited
 
     def _died(self, replica: SimulatedReplica) -> None:
         del self.running[ReplicaId(replica.order.replica_id)]

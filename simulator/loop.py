@@ -55,7 +55,7 @@ class SimulatedClock:
 class VirtualLoop(asyncio.BaseEventLoop):
     """A loop on a simulated clock. `on_turn(is_settled)` is called between two turns; what it raises ends the run.
 
-    Settled: nothing is left to do at this instant, so time is about to pass.
+    Settled: nothing is left to do at this instant, so time is about to pass. What a callback raises ends the run, too.
     """
 
     def __init__(self, clock: SimulatedClock, on_turn: Callable[[bool], None] | None = None) -> None:
@@ -69,15 +69,25 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._on_turn = on_turn
         self._turns_at_instant = 0
         self._is_dead = False
+        self._jobs: set[asyncio.Future[Any]] = set()
+        self._failure: BaseException | None = None
+        """What a callback raised: nobody else hears of it."""
+        self.set_exception_handler(self._note_failure)
         self._clock_resolution = 1e-9
         self._selector = self  # the base class asks it for events, and we have none but the passing of time
 
     def time(self) -> float:
         return self.clock.monotonic_ns() / NS_PER_S
 
+    def _note_failure(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:  # noqa: ARG002
+        if self._failure is None:
+            self._failure = context.get("exception") or RuntimeError(context["message"])
+
     def select(self, timeout: float | None) -> list[Any]:
         """Let `timeout` pass at once. None: nothing is scheduled at all. Raise Stuck, Spinning."""
         self.turns += 1
+        if self._failure is not None and not self._is_dead:
+            raise self._failure
         self._turns_at_instant = 0 if timeout else self._turns_at_instant + 1
         if self._turns_at_instant > _MOST_TURNS:
             raise Spinning(f"{_MOST_TURNS} turns of the loop at one instant")
@@ -97,6 +107,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     ) -> asyncio.Future[Any]:
         """Run `func` as a thread would, but here."""
         future: asyncio.Future[Any] = self.create_future()
+        self._jobs.add(future)
         self.call_later(self.job_s(), self._run_job, future, func, args)
         return future
 
@@ -106,26 +117,27 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return [handle for handle in scheduled if not handle.cancelled()]
 
     def bury(self) -> None:
-        """End what a process left behind that died: tasks are cancelled, jobs of threads are not begun any more.
+        """End what a process left behind that died: no timer fires any more, no job ends, tasks are cancelled.
 
-        Whoever calls this sees to it that nothing has an effect any more; time goes on here alone.
+        Whoever calls this sees to it that nothing has an effect any more.
         """
         self._is_dead = True
         self._on_turn = None
-        tasks = asyncio.all_tasks(self)
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            while not task.done():
+        for timer in self.timers():
+            timer.cancel()
+        for job in self._jobs:
+            job.cancel()
+        while tasks := asyncio.all_tasks(self):
+            for task in tasks:
+                task.cancel()
+            for task in tasks:
+                # What killed the process may be told to more than one of them.
                 with contextlib.suppress(Exception, asyncio.CancelledError, SystemExit):
                     self.run_until_complete(task)
-            if not task.cancelled():
-                task.exception()
         self.close()
 
     def _run_job(self, future: asyncio.Future[Any], func: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        if self._is_dead:
-            future.cancel()
+        self._jobs.discard(future)
         if future.cancelled():
             return
         try:

@@ -151,6 +151,7 @@ class SimulatedPlatform:
     def bury(self) -> None:
         """Let go of what a killed platform had open."""
         self.is_dead = True
+        self.autoscaler._scaler.is_closing = True  # noqa: SLF001
         if self.journal._descriptor >= 0:  # noqa: SLF001 - a process that dies closes without being asked
             os.close(self.journal._descriptor)  # noqa: SLF001
             self.journal._descriptor = -1  # noqa: SLF001

@@ -203,8 +203,7 @@ class Deployments:
             pin = self._pins.pop(key, None)
             if pin is None:
                 continue
-            # Nothing is started for it any more: who waits is told so now, not when the last request inside is done.
-            await self._drop(key, pin, UnknownVersion(f"'{key.name}' version {key.number} was removed"))
+            await self._drop(key, pin)
             try:
                 await self.store.delete(stored.revision.digest)
             except Conflict:
@@ -214,6 +213,8 @@ class Deployments:
         """End what runs of a revision and forget it; `why`: what callers that wait for it are told."""
         if why is not None:
             self.router.fail_pending(key, why)
+        # Before the last request inside is done: nothing is started for it any more, so nobody may wait for it.
+        self.router.retire_revision(key)
         try:
             await self.scaler.remove(key)
         finally:

@@ -194,6 +194,9 @@ class Router(Protocol):
     def add_revision(self, revision: Revision) -> None:
         """Make calls of this revision possible, before `Scaler.add`; again: with what publishing learned of it."""
 
+    def retire_revision(self, key: RevisionKey) -> None:
+        """Hold nothing more for it, before `Scaler.remove`: who waits is told so, what is inside may finish."""
+
     def remove_revision(self, key: RevisionKey) -> None:
         """Forget it, after `Scaler.remove`."""
 

@@ -126,9 +126,14 @@ class FakeRouter:
     answer: Callable[[Revision, dict[str, Any]], Answer] = lambda _revision, _request: fine()
     loses: ServeError | None = None
     failed_pending: list[RevisionKey] = field(default_factory=list)
+    retired: list[RevisionKey] = field(default_factory=list)
 
     def add_revision(self, revision: Revision) -> None:
         self.revisions[revision.key] = revision
+
+    def retire_revision(self, key: RevisionKey) -> None:
+        assert key in self.revisions
+        self.retired.append(key)
 
     def remove_revision(self, key: RevisionKey) -> None:
         self.revisions.pop(key, None)

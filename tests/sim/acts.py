@@ -117,8 +117,9 @@ class Acts:
 
         async def deploy() -> None:
             try:
-                await self._life.control.deploy(spec, content)
-                self._world.note(f"deployed {step.name}")
+                number = await self._life.control.deploy(spec, content)
+                self._world.promised[step.name] = number
+                self._world.note(f"deployed {step.name} {number}")
             except ServeError as error:
                 self._world.note(f"not deployed: {error.code}")
 
@@ -135,6 +136,8 @@ class Acts:
         self._lifecycle.spawn("rollback", rollback())
 
     def _delete(self, step: Step) -> None:
+        self._world.promised.pop(step.name, None)
+
         async def delete() -> None:
             try:
                 await self._life.control.deployments.delete(step.name)

@@ -100,13 +100,14 @@ class PaperControl:
             await self.registry.add(stored, lambda _dropped: None)
         self.deployments.restore()
 
-    async def deploy(self, spec: dict[str, Any], content: bytes) -> None:
-        """Publish. Raise ServeError."""
+    async def deploy(self, spec: dict[str, Any], content: bytes) -> int:
+        """Publish; return the revision's number. Raise ServeError."""
         sha256 = hashlib.sha256(content).hexdigest()
         files = [{"path": "model.bin", "size": len(content), "sha256": sha256}]
         body = DeployBody.model_validate({"spec": spec, "model": {"file": "model.bin", "files": files}})
         async with self.publisher.admit(body) as publication:
-            await publication.run(_ignore)
+            published = await publication.run(_ignore)
+        return int(published.receipt["revision"])
 
     def bury(self) -> None:
         """Close what the death of the process closes; an open transaction is rolled back."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from activator.calls import Call
+from activator.connection import ReplicaConnection
 from activator.gate import Gate
 from activator.pick import pick, pick_alone
-from autoscaler.fleet import Fleet
 from simulator.platform import SimulatedPlatform
 from tests.sim.truth import late_ns
-from tests.sim.violation import must
+from tests.sim.violation import Violation
 
 
 class Watch:
@@ -32,82 +33,97 @@ class Watch:
         writer = platform.accounts.writer
         for held in (writer._held, writer._unsynced, writer._syncing):
             places += [id(call) for call, _ in held if not call.is_done and not call.is_probe]
-        must(len(places) == len(set(places)), "a call is in two places")
-        must(set(places) == {id(call) for call in open_calls}, "a call is nowhere, or was not accepted")
-        slack_ns = late_ns(platform)
+        if len(places) != len(set(places)):
+            raise Violation("a call is in two places")
+        if set(places) != {id(call) for call in open_calls}:
+            raise Violation("a call is nowhere, or was not accepted")
+        late_since_ns = now_ns - late_ns(platform)
         for call in open_calls:
-            must(now_ns <= call.deadline_ns + slack_ns, f"{call.request_id} is overdue")
+            if call.deadline_ns < late_since_ns:
+                raise Violation(f"{call.request_id} is overdue")
         self._check_replicas()
         self._check_memory()
         for account in platform.accounts._accounts.values():
             parts = account.meter.parts(now_ns, account.oldest_inside_ns())
             life_us = (account.meter.until_ns(now_ns) - account.life.assigned_mono_ns) // 1000
-            must(min(parts) >= 0 and parts.life_us == life_us, f"{account.life.replica}: {parts} of {life_us} µs")
+            if min(parts) < 0 or sum(parts) != life_us:
+                raise Violation(f"{account.life.replica}: {parts} of {life_us} µs")
 
     def _check_gate(self, gate: Gate, places: list[int]) -> None:
-        line = gate._line
-        waiting = list(line)
-        inside = []
+        waiting = list(gate._line) if gate._line else []
+        here = waiting.copy()
         for replica in gate.connections.values():
-            live = [call for call in replica.outstanding.values() if not call.is_left]
-            must(len(live) == replica.in_flight, f"{replica.id}: {replica.in_flight} slots are taken by {len(live)}")
-            must(replica.in_flight <= gate.concurrency, f"{replica.id} has more inside than concurrency")
-            alone = any(call.tries for call in replica.outstanding.values())
-            must(not alone or len(replica.outstanding) == 1, f"{replica.id}: a second try is not alone")
-            must(replica.is_open == (replica in gate._open), f"{replica.id} is open and not open")
-            inside += live
-        here = waiting + inside
-        places += [id(call) for call in here if not call.is_probe]
-        must(gate._load.concurrency == len(here), f"{gate.key} counts {gate._load.concurrency} of {len(here)} calls")
-        must(gate.room.held_bytes == sum(len(call.body) for call in here), f"{gate.key} holds bytes of nobody")
-        fresh = sum(call.tries == 0 and call.dispatched_ns == 0 for call in waiting)
-        must(fresh <= gate.revision.spec.queue, f"{gate.key}: {fresh} wait in a queue of {gate.revision.spec.queue}")
-        must(not (waiting and gate.is_removed), f"{gate.key} is removed, and calls wait")
-        if line.fresh:
-            free = pick(gate._open, gate.concurrency, gate._spared)
-            must(free is None, f"{gate.key}: calls wait beside a free slot")
-        if line.suspects:
-            free, _ = pick_alone(gate._open, others_wait=bool(line.fresh))
-            must(free is None, f"{gate.key}: a second try waits beside a replica of its own")
+            if replica.is_open != (replica in gate._open):
+                raise Violation(f"{replica.id} is open and not open")
+            if replica.outstanding or replica.in_flight:
+                here += self._inside(gate, replica)
+        if gate._load.concurrency != len(here):
+            raise Violation(f"{gate.key} counts {gate._load.concurrency} of {len(here)} calls")
+        if gate.room.held_bytes != sum([len(call.body) for call in here]):
+            raise Violation(f"{gate.key} holds bytes of nobody")
+        if here:
+            places += [id(call) for call in here if not call.is_probe]
         if waiting:
-            self._check_hope(gate)
+            self._check_line(gate, waiting)
 
-    def _check_hope(self, gate: Gate) -> None:
-        """Whoever waits, waits for something that is known to come."""
+    def _inside(self, gate: Gate, replica: ReplicaConnection) -> list[Call]:
+        """Return the calls inside a replica whose callers still wait."""
+        calls = list(replica.outstanding.values())
+        live = [call for call in calls if not call.is_left]
+        if len(live) != replica.in_flight:
+            raise Violation(f"{replica.id}: {replica.in_flight} slots are taken by {len(live)}")
+        if len(live) > gate.concurrency:
+            raise Violation(f"{replica.id} has more inside than concurrency")
+        if len(calls) > 1 and any(call.tries for call in calls):
+            raise Violation(f"{replica.id}: a second try is not alone")
+        return live
+
+    def _check_line(self, gate: Gate, waiting: list[Call]) -> None:
+        line = gate._line
+        fresh = sum(call.tries == 0 and call.dispatched_ns == 0 for call in waiting)
+        if fresh > gate.revision.spec.queue:
+            raise Violation(f"{gate.key}: {fresh} wait in a queue of {gate.revision.spec.queue}")
+        if gate.is_removed:
+            raise Violation(f"{gate.key} is removed, and calls wait")
+        if line.fresh and pick(gate._open, gate.concurrency, gate._spared) is not None:
+            raise Violation(f"{gate.key}: calls wait beside a free slot")
+        if line.suspects and pick_alone(gate._open, others_wait=bool(line.fresh))[0] is not None:
+            raise Violation(f"{gate.key}: a second try waits beside a replica of its own")
+        # Whoever waits, waits for something that is known to come.
         scaler = self._scaler
         fleet = scaler.fleets.get(gate.key)
-        must(fleet is not None, f"calls wait for {gate.key}, which nobody scales")
-        assert fleet is not None
-        must(
+        is_hoped = fleet is not None and (
             scaler.is_closing
-            or fleet.starting()
             or gate.key in scaler.timers._due
-            or gate.key in scaler._admission.waiting,
-            f"calls wait for {gate.key}, and nothing is under way",
+            or gate.key in scaler._admission.waiting
+            or fleet.starting()
         )
+        if not is_hoped:
+            raise Violation(f"calls wait for {gate.key}, and nothing is under way")
 
     def _check_replicas(self) -> None:
         owned = self._actuator.replicas
-        for replica in self._platform.driver.begun:
-            if not replica.is_over:
-                must(replica.order.replica_id in owned, f"{replica.order.replica_id} runs and belongs to nobody")
+        begun = self._platform.driver.begun
+        for replica_id, running in self._platform.driver.running.items():
+            if replica_id not in owned and running in begun:
+                raise Violation(f"{replica_id} runs and belongs to nobody")
         with_process = {replica_id for replica_id, (_, replica) in owned.items() if replica.pid is not None}
-        must(with_process == set(self._platform.router._replicas), "activator and autoscaler know other replicas")
-        must(with_process == set(self._platform.accounts._accounts), "the books have other replicas")
+        if with_process != self._platform.router._replicas.keys():
+            raise Violation("activator and autoscaler know other replicas")
+        if with_process != self._platform.accounts._accounts.keys():
+            raise Violation("the books have other replicas")
         for fleet in self._scaler.fleets.values():
-            self._check_size(fleet)
-
-    def _check_size(self, fleet: Fleet) -> None:
-        most = fleet.settings.max
-        must(most is None or fleet.live <= most, f"{fleet.key} has {fleet.live} replicas of {most} at most")
+            most = fleet.settings.max
+            if most is not None and len(fleet.replicas) > most and fleet.live > most:
+                raise Violation(f"{fleet.key} has {fleet.live} replicas of {most} at most")
 
     def _check_memory(self) -> None:
         owned = self._actuator.replicas
-        reserved_bytes = sum(replica.memory_bytes for _, replica in owned.values())
-        must(reserved_bytes == self._actuator._reserved_bytes, "reservations are those of other replicas")
-        learned = sum(fleet.measured_bytes for fleet in self._scaler.fleets.values())
-        is_new = any(replica_id not in self._known for replica_id in owned)
-        if is_new and learned == self._learned:
-            budget_bytes = self._platform.machine.memory_budget_bytes
-            must(reserved_bytes <= budget_bytes, f"{reserved_bytes} bytes were given out of {budget_bytes}")
+        reserved_bytes = sum([replica.memory_bytes for _, replica in owned.values()])
+        if reserved_bytes != self._actuator._reserved_bytes:
+            raise Violation("reservations are those of other replicas")
+        learned = sum([fleet.measured_bytes for fleet in self._scaler.fleets.values()])
+        budget_bytes = self._platform.machine.memory_budget_bytes
+        if reserved_bytes > budget_bytes and learned == self._learned and owned.keys() - self._known:
+            raise Violation(f"{reserved_bytes} bytes were given out of {budget_bytes}")
         self._known, self._learned = set(owned), learned

@@ -72,7 +72,7 @@ class Scenario:
             memory_budget_bytes=chance.choice([110, 200, 2000]) * MIB,
             cores=chance.choice([1, 2, 8]),
             drain_timeout_s=chance.choice([0.5, 5.0]),
-            checkpoint_interval_s=chance.choice([0.7, 5.0]),
+            checkpoint_interval_s=chance.choice([1.0, 30.0]),
             journal_sync=chance.choice(list(SyncPolicy)),
         )
         steps = _traffic(chance, names, effects, [fault for fault in faults if fault is not Act.RESTART])
@@ -105,8 +105,8 @@ def _spec(chance: random.Random, name: str) -> dict[str, Any]:
         "timeout": chance.choice([1.5, 5.0, 20.0]),
         "execution_timeout": chance.choice([1.0, 3.0]),
         "start_timeout": chance.choice([1.5, 6.0]),
-        "stable_window": 4.0,
-        "panic_window": 0.5,
+        "stable_window": 6.0,
+        "panic_window": chance.choice([0.5, 3.0, 3.0]),
         "threads": 1,
     }
 
@@ -132,10 +132,10 @@ def _traffic(chance: random.Random, names: list[str], effects: list[Effect], fau
     """Return bursts of calls, with faults among and after them."""
     steps: list[Step] = []
     at_s = 0.0
-    for _ in range(chance.randint(3, 8)):
+    for _ in range(chance.randint(2, 6)):
         at_s += chance.choice([0.0, 0.2, 1.0, 3.0, 9.0]) * chance.uniform(0.5, 1.0)
         name = chance.choice(names)
-        for _ in range(chance.choice([1, 2, 4, 9])):
+        for _ in range(chance.choice([1, 2, 3, 7])):
             work = Work(chance.choice([500, 20_000, 400_000]), chance.randint(1, 3), chance.choice(effects))
             wait_s = chance.choice([None] * 8 + [0.0, 0.4])
             steps.append(Step(at_s, Act.CALL, name, chance.getrandbits(32), work, wait_s))

@@ -7,6 +7,7 @@ from serve.core import errors
 from serve.core.clock import NS_PER_MS, NS_PER_S
 from serve.core.errors import ServeError
 from serve.core.ids import RevisionKey
+from serve.core.revision import State
 from simulator.callers import SimulatedCall
 from simulator.platform import SimulatedPlatform
 from simulator.work import Effect
@@ -70,7 +71,10 @@ def check_refusal(
         case errors.Draining():
             holds = platform.router.is_draining
         case errors.StorageFull():
-            holds = platform.accounts.writer.is_blocked
+            # Where answers wait for a sync, one that takes too long is a disk that did not take them in time.
+            holds = platform.accounts.writer.is_blocked or platform.accounts.writer.waits_for_sync
+        case errors.Publishing():
+            holds = any(route.state is State.PUBLISHING for route in platform.router.routes.values())
         case _:
             raise Violation(f"nobody may be told {type(error).__name__}: {error}")
     must(holds, f"what {call.request_id if call else 'a caller'} was told is not true: {error}")

@@ -28,7 +28,7 @@ from tests.sim.truth import check_outcome
 from tests.sim.violation import must
 
 RAM = Path("/dev/shm")
-QUIET_S = 150.0
+QUIET_S = 75.0
 """After the last step: longer than any timeout, pause or idle time of the stories."""
 
 
@@ -58,8 +58,10 @@ class World:
         verbose: bool = False,
     ) -> None:
         self.scenario = Scenario.of(seed)
-        self.chance = random.Random(f"world {seed}")
+        self._chance = random.Random(f"world {seed}")
         self.folder = folder
+        self.promised = {spec["name"]: 1 for spec in self.scenario.specs}
+        """Revisions that were deployed and nobody has begun to delete."""
         self.lives: list[Life] = []
         self.life: Life
         self.clock = SimulatedClock()
@@ -74,7 +76,8 @@ class World:
         """Live it all. Return the hash of the trace. Raise Violation."""
         while True:
             loop = VirtualLoop(self.clock, self._look)
-            loop.job_s = lambda: self.chance.uniform(0.0, self.scenario.job_s)
+            chance = self._dice()
+            loop.job_s = lambda chance=chance: chance.uniform(0.0, self.scenario.job_s)  # type: ignore[misc]
             try:
                 loop.run_until_complete(self._live(loop))
                 must(self._steps or not loop.timers(), f"timers are left: {loop.timers()}")
@@ -89,6 +92,10 @@ class World:
             self.clock.advance(NS_PER_S // 10)  # no platform is there again at once
         audit(self)
         return self._trace.hexdigest()
+
+    def _dice(self) -> random.Random:
+        """Return dice of their own for somebody: what one draws changes nothing for others."""
+        return random.Random(self._chance.getrandbits(64))
 
     def note(self, text: str) -> None:
         """Add a line to the trace."""
@@ -108,7 +115,7 @@ class World:
     # One platform ----------------------------------------------------------------------------------------------------
 
     async def _live(self, loop: VirtualLoop) -> None:
-        scenario, chance = self.scenario, self.chance
+        scenario, chance = self.scenario, self._dice()
         disk = self.disk
         disk.is_full = disk.fails_to_sync = False  # no platform starts on a disk that refuses
         loop.before_job = lambda job: disk.check_sync() if job.__name__ == "sync" else None
@@ -126,6 +133,9 @@ class World:
             self.life = Life(platform, control, Watch(platform))
             self.lives.append(self.life)
             await control.open([] if len(self.lives) > 1 else self._initial())
+            for name, number in self.promised.items():
+                deployment = control.registry.deployments.get(name)
+                must(deployment and number in deployment.revisions, f"{name} revision {number} is lost")
             done = asyncio.Event()
             acts = Acts(self, lifecycle, done.set)
             self._schedule(loop, acts)
@@ -159,6 +169,10 @@ class World:
             for fleet in platform.autoscaler._scaler.fleets.values():
                 least = fleet.settings.min if fleet.is_reachable else 0
                 must(fleet.live <= least or fleet.failure, f"{fleet.key} does not go back to {least}")
+            pins, pinned = control.store.pins, control.deployments._pins
+            must(
+                sum(pins.values()) == len(pinned), f"{sum(pins.values())} models are pinned for {len(pinned)} revisions"
+            )
         control.deployments.close()
         try:
             await platform.close()
