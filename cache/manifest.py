@@ -5,15 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import os
 import re
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from serve.core.errors import FilesMissing, InvalidSpec, SourceUnreachable
+from serve.core.errors import InvalidSpec
 
 MAX_FILES = 10_000
 MAX_PATH_BYTES = 1024
@@ -89,24 +86,6 @@ class Manifest:
             raise InvalidSpec('a manifest looks like {"files": [{"path": …, "size": …, "sha256": …}]}')
         return cls(tuple(_entry(item) for item in files))
 
-    @classmethod
-    def from_file(cls, path: Path) -> Manifest:
-        """Return the manifest of a model of one file, which keeps its name. Blocks while it reads.
-
-        Raises FilesMissing, SourceUnreachable (not readable) or InvalidSpec.
-        """
-        return cls((_hashed(path, path.name),))
-
-    @classmethod
-    def from_folder(cls, path: Path) -> Manifest:
-        """Return the manifest of all files below a folder. Blocks while it reads them.
-
-        A link to a file inside the folder counts as that file. Links that lead outside, links to folders, sockets and
-        devices raise InvalidSpec: what is deployed must be what the person sees in the folder.
-        """
-        root = path.resolve()
-        return cls(tuple(_hashed(file, file.relative_to(root).as_posix()) for file in _walk(root, root)))
-
 
 def check_sha256(value: Any) -> str:
     """Return `value` if it is a sha256 in lower-case hex; raise InvalidSpec if not."""
@@ -167,60 +146,3 @@ def _entry(item: Any) -> FileEntry:
     if not isinstance(item, dict) or not {"path", "size", "sha256"} <= item.keys():
         raise InvalidSpec("each file of a manifest needs path, size and sha256")
     return FileEntry(item["path"], item["size"], item["sha256"])
-
-
-def _walk(folder: Path, root: Path) -> Iterator[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-    except FileNotFoundError:
-        raise FilesMissing(f"there is no folder {folder}; check the path", files=[str(folder)]) from None
-    except OSError as error:
-        raise SourceUnreachable(
-            f"the folder {folder} cannot be read: {error.strerror}; check its permissions"
-        ) from None
-    for entry in found:
-        path = Path(entry.path)
-        if entry.is_symlink():
-            _check_link(path, root)
-        elif entry.is_dir(follow_symlinks=False):
-            yield from _walk(path, root)
-            continue
-        yield path
-
-
-def _check_link(link: Path, root: Path) -> None:
-    shown = link.relative_to(root)
-    try:
-        target = link.resolve(strict=True)
-    except (OSError, RuntimeError):
-        raise FilesMissing(f"the link {shown} leads nowhere; restore or remove it", files=[str(shown)]) from None
-    if not target.is_relative_to(root):
-        raise InvalidSpec(f"the link {shown} leads outside the model's folder, to {target}; copy the file (cp -L)")
-    if target.is_dir():
-        raise InvalidSpec(f"{shown} is a link to a folder; copy the folder (cp -rL)")
-
-
-def _hashed(path: Path, name: str) -> FileEntry:
-    """Hash what a path leads to. Opened without blocking, so that a named pipe is refused and not waited for."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise InvalidSpec(f"{path} is not a file that can be copied; remove it from the model")
-            size, sha256 = _digest(iter(lambda: file.read(READ_BYTES), b""))
-    except FileNotFoundError:
-        raise FilesMissing(f"there is no file {path}; check the path", files=[name]) from None
-    except IsADirectoryError:
-        raise InvalidSpec(f"{path} is a folder, not a file") from None
-    except OSError as error:
-        raise SourceUnreachable(f"{path} cannot be read: {error.strerror}; check its permissions") from None
-    return FileEntry(name, size, sha256)
-
-
-def _digest(parts: Iterable[bytes]) -> tuple[int, str]:
-    size, hasher = 0, hashlib.sha256()
-    for part in parts:
-        size += len(part)
-        hasher.update(part)
-    return size, hasher.hexdigest()

@@ -7,18 +7,15 @@ from collections.abc import Mapping
 
 from cache.manifest import Manifest
 from cache.sources.base import Progress, Source
-from cache.sources.http import HttpSource
-from cache.sources.local import LocalSource
+from cache.sources.http import HttpSource, shown_url
 from cache.store import ModelStore
 from serve.core.errors import InvalidSpec, Unsupported
 
 SOURCES: Mapping[str, Source] = {
-    "": LocalSource(),
-    "file": LocalSource(),
     "http": HttpSource(),
     "https": HttpSource(),
 }
-"""By scheme, in lower case; a plain path has none."""
+"""By scheme, in lower case. Files of a person's own machine are uploaded: the platform reads no paths of its own."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -30,7 +27,7 @@ def ignore_progress(done_bytes: int, total_bytes: int | None) -> None:
 async def fetch(
     url: str, store: ModelStore, progress: Progress = ignore_progress, sources: Mapping[str, Source] = SOURCES
 ) -> Manifest:
-    """Bring the model at `url` (a path, `file://`, `http://` or `https://`) into the store.
+    """Bring the model at `url` into the store.
 
     Returns its manifest, ready for `store.publish`. Raises as `Source.fetch`; Unsupported or InvalidSpec for schemes
     without a source.
@@ -42,5 +39,5 @@ async def fetch(
         return await source.fetch(url, store, progress)
     if scheme == "s3":
         raise Unsupported("models on s3:// cannot be fetched yet; download the model and deploy the file")
-    known = ", ".join(f"{name}://" for name in sources if name)
-    raise InvalidSpec(f"{scheme}:// is not a place models can come from; give a path, or a URL with {known}")
+    known = " or ".join(f"{name}://" for name in sources)
+    raise InvalidSpec(f"a model cannot come from {shown_url(url)!r}: give a URL with {known}, or upload the file")

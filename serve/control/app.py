@@ -9,7 +9,7 @@ from typing import Any
 
 from billing.prices import PriceBook
 from cache.manifest import Manifest
-from cache.sources.fetch import SOURCES, fetch, ignore_progress
+from cache.sources.fetch import fetch, ignore_progress
 from cache.sources.http import shown_url
 from cache.store import ModelStore
 from serve.control.api import Control, control_app
@@ -27,9 +27,6 @@ from serve.core.metrics import Metrics
 from serve.core.revision import State
 
 log = logging.getLogger(__name__)
-
-_REMOTE = {scheme: source for scheme, source in SOURCES.items() if scheme not in {"", "file"}}
-"""Where the platform itself may fetch models: never a path of its own machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +117,7 @@ class ControlPlane:
             log.warning("a damaged model was fetched again", extra={"digest": digest, "url": shown_url(url)})
 
     async def _fetch(self, url: str, progress: Callable[[int, int | None], None]) -> Manifest:
-        return await fetch(url, self._around.store, progress, _REMOTE)
+        return await fetch(url, self._around.store, progress)
 
     def measure(self) -> None:
         """Set the gauge of deployments by state: called when somebody reads the metrics."""

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from cache.manifest import Manifest
 from serve.control.model_check import check_model
 from serve.core.errors import FilesMissing, ModelInvalid
+from tests.cache.harness import manifest_of
 
 
 def save(path: Path, location: str | None) -> None:
@@ -34,8 +35,13 @@ def save(path: Path, location: str | None) -> None:
     path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
 
 
+def manifest_in(folder: Path) -> Manifest:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return manifest_of({path.relative_to(folder).as_posix(): path.read_bytes() for path in files})
+
+
 async def check(folder: Path, file: str = "model.onnx") -> None:
-    await check_model(folder, file, "onnx", Manifest.from_folder(folder))
+    await check_model(folder, file, "onnx", manifest_in(folder))
 
 
 async def test_a_model_with_all_its_files_passes(tmp_path: Path) -> None:
