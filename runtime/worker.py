@@ -30,16 +30,10 @@ from serve.core.frames import FrameError, Kind, pack
 log = logging.getLogger(__name__)
 
 
-def run(
-    sock: socket.socket,
-    order: LoadOrder | None = None,
-    *,
-    started_ns: int | None = None,
-    drain_signal: int | None = None,
-) -> int:
+def run(sock: socket.socket, *, started_ns: int | None = None, drain_signal: int | None = None) -> int:
     """Be a replica on a connected, blocking stream socket until drained or left. Return the exit code.
 
-    Without `order` the first frame must be LOAD. `started_ns`: monotonic time at which this replica was ordered.
+    The first frame must be LOAD. `started_ns`: monotonic time at which this replica was ordered.
     `drain_signal`: a signal that means the same as a DRAIN frame, once the model is loaded.
     Exit code 0: drained, or the other side closed the socket. 1: the model cannot be loaded (a `Failed` event says
     why), or the other side broke the protocol.
@@ -48,12 +42,10 @@ def run(
     logs.configure("INFO")
     reader = FrameReader(sock)
     try:
-        early: list[RawFrame] = []
+        order, early = _await_order(reader)
         if order is None:
-            order, early = _await_order(reader)
-            if order is None:
-                _send(sock, Drained(time.monotonic_ns(), total_busy_ns=0))
-                return 0
+            _send(sock, Drained(time.monotonic_ns(), total_busy_ns=0))
+            return 0
         engine, loaded = _load(sock, order, entered_ns if started_ns is None else started_ns)
         try:
             replica = Replica(sock, order, engine, loaded)

@@ -43,8 +43,8 @@ def orders(folder: Path) -> dict[str, LoadOrder]:
 def replica(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
     folder = tmp_path_factory.mktemp("replica")
     order = orders(folder / "m")[request.param]
-    with Peer(folder, order) as peer:
-        peer.ready()
+    with Peer(folder) as peer:
+        peer.load(order)
         yield peer
 
 
@@ -123,8 +123,8 @@ def test_a_replica_takes_any_shape_for_what_it_is(replica: Peer, dims: list[obje
 
 
 def test_a_replica_whose_peer_speaks_no_frames_ends_with_a_sentence_in_its_log(tmp_path: Path) -> None:
-    with Peer(tmp_path, scripted(tmp_path)) as peer:
-        peer.ready()
+    with Peer(tmp_path) as peer:
+        peer.load(scripted(tmp_path))
         peer.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * 10)
         assert peer.exit_code() == 1
         log = peer.log_file.read_text()

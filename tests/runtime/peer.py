@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import socket
@@ -32,11 +31,9 @@ E = TypeVar("E", bound=Event)
 DEADLINE_S = 20.0
 
 CHILD = """
-import json, socket, sys
+import socket, sys
 from runtime import worker
-from serve.core.events import decode_load
-order = decode_load(sys.argv[2].encode()) if sys.argv[2:] else None
-sys.exit(worker.run(socket.socket(fileno=int(sys.argv[1])), order))
+sys.exit(worker.run(socket.socket(fileno=int(sys.argv[1]))))
 """
 WITHOUT_ORJSON = "import sys; sys.modules['orjson'] = None\n" + CHILD
 
@@ -59,7 +56,7 @@ class Answer(NamedTuple):
 class Peer:
     """Starts a replica, talks to it, waits for it. A context manager: the process is gone afterwards."""
 
-    def __init__(self, folder: Path, order: LoadOrder | None = None, child: str = CHILD) -> None:
+    def __init__(self, folder: Path, child: str = CHILD) -> None:
         self.sock, theirs = socket.socketpair()
         self.sock.settimeout(DEADLINE_S)
         self.log_file = folder / "replica.log"
@@ -67,14 +64,11 @@ class Peer:
         self.answers: dict[int, Answer] = {}
         self.is_closed = False
         self._parser = FrameParser()
-        arguments = [str(theirs.fileno())]
-        if order is not None:
-            arguments.append(json.dumps(dataclasses.asdict(order)))
         # What the zygote has in its environment: libraries start no threads of their own at import.
         environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         with theirs, self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", child, *arguments],
+                [sys.executable, "-P", "-c", child, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdout=log,
                 stderr=log,

@@ -38,12 +38,6 @@ def test_a_loaded_replica_reports_its_phases_and_its_model(peer: Peer, tmp_path:
     assert 1 << 20 < ready.memory_bytes <= ready.peak_memory_bytes < 1 << 30
 
 
-def test_an_order_may_be_given_at_once(tmp_path: Path) -> None:
-    with Peer(tmp_path, scripted(tmp_path)) as peer:
-        peer.ready()
-        assert peer.ask(request(1, 3))[0].data == [6, 0]
-
-
 def test_requests_that_come_with_the_order_are_answered(peer: Peer, tmp_path: Path) -> None:
     load = pack(Kind.LOAD, payload=encode_load(scripted(tmp_path)))
     assert peer.ask(load, request(1, 3))[0].data == [6, 0]

@@ -24,7 +24,7 @@ PLAYED_WORKER = """
 import json, os, random, signal, sys, threading, types
 import numpy.random
 
-def run(sock, order=None, *, started_ns=None):
+def run(sock, *, started_ns):
     print("the worker runs")
     while True:
         task = sock.recv(100).decode()
