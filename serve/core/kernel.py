@@ -42,8 +42,8 @@ class OwnMemory(NamedTuple):
 def read_process(pid: int, proc: Path = PROC) -> ProcessFigures | None:
     """Return what the kernel counted of a live process or zombie; None where there is none or it may not be read."""
     try:
-        stat = (proc / str(pid) / "stat").read_text()
-        status = (proc / str(pid) / "status").read_text()
+        stat = _text(proc / str(pid) / "stat")
+        status = _text(proc / str(pid) / "status")
     except OSError:
         return None
     # The name in parentheses may hold anything; the fields behind it begin with the third.
@@ -67,8 +67,8 @@ def read_self() -> ProcessFigures | None:
 def read_own_memory(pid: int, proc: Path = PROC) -> OwnMemory | None:
     """Return what a live process alone holds; None where that cannot be read."""
     try:
-        rollup = fields_kib((proc / str(pid) / "smaps_rollup").read_text())
-        peak_kib = fields_kib((proc / str(pid) / "status").read_text())["VmHWM"]
+        rollup = fields_kib(_text(proc / str(pid) / "smaps_rollup"))
+        peak_kib = fields_kib(_text(proc / str(pid) / "status"))["VmHWM"]
         own_kib = rollup["Private_Dirty"]
         return OwnMemory(own_kib * 1024, max(own_kib, peak_kib - (rollup["Rss"] - own_kib)) * 1024)
     except (OSError, KeyError, ValueError):
@@ -114,6 +114,11 @@ def _cgroup_folders(pid: int, proc: Path, cgroups: Path) -> list[Path]:
             folders += [cgroups / name / path.lstrip("/") for name in (controllers, "cpuacct")]
     # A root group is the whole machine's.
     return [folder for folder in folders if folder not in (cgroups, cgroups / "unified", cgroups / "cpuacct")]
+
+
+def _text(path: Path) -> str:
+    """Return a file of a process: its name is in some, and a process may give itself any bytes for a name."""
+    return path.read_bytes().decode(errors="replace")
 
 
 def fields_kib(text: str) -> dict[str, int]:

@@ -57,6 +57,15 @@ def test_a_process_is_read_whatever_its_name_is(proc: Path) -> None:
     assert (figures.anon_bytes, figures.peak_rss_bytes) == (20 << 20, 60 << 20)
 
 
+def test_a_process_is_read_whose_name_is_no_text(proc: Path) -> None:
+    (proc / "4711" / "stat").write_bytes(STAT.encode().replace(b"a) b", b"Gr\xc3\xb6\xff\xc3"))
+    (proc / "4711" / "status").write_bytes(STATUS.encode().replace(b"a) b", b"Gr\xc3\xb6\xff\xc3"))
+    figures = read_process(4711, proc)
+    assert figures is not None
+    assert (figures.start_ticks, figures.anon_bytes) == (1226457, 20 << 20)
+    assert read_own_memory(4711, proc) is not None
+
+
 def test_what_it_held_alone_is_its_high_water_less_what_it_shares(proc: Path) -> None:
     memory = read_own_memory(4711, proc)
     assert memory == (10 << 20, (61440 - (47040 - 10240)) << 10)
