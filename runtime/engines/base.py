@@ -56,7 +56,11 @@ class Engine(Protocol):
         """Load the model. Raise EngineError with a sentence that names the remedy."""
 
     def run(self, inputs: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        """Return the named outputs. Datatypes are those of `Loaded`; arrays may be read-only and unaligned.
+        """Return the named outputs.
+
+        Names, datatypes and shapes are those of `Loaded`, each -1 some size; inputs that are `optional` may be missing.
+        Where the model is `batchable`, the first dimension of every input counts the rows of all requests of this run,
+        and that of every output has to be as long. Input arrays may be read-only and unaligned.
 
         Raise InputRejected where the caller's values are at fault; any other exception is an execution failure.
         """

@@ -76,8 +76,6 @@ class LoadOrder:
     """Inference threads."""
     max_batch_rows: int = 32
     """Most rows the replica joins into one engine run; 1 = never batch."""
-    concurrency: int = 1
-    """Most requests the platform has inside this replica at a time."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Engine-specific, from the deployment's spec."""
 

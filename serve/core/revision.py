@@ -73,7 +73,6 @@ class Revision:
             engine=self.spec.engine,
             threads=self.threads,
             max_batch_rows=self.spec.max_batch,
-            concurrency=self.concurrency,
             settings=self.spec.engine_settings,
         )
 

@@ -97,7 +97,7 @@ def scripted(folder: Path, replica_id: str = "echo-r1-aaaaaaaa", **script: Any) 
     model_dir = folder / "models" / replica_id
     model_dir.mkdir(parents=True, exist_ok=True)
     (model_dir / "model.json").write_text(json.dumps(script))
-    return LoadOrder(replica_id, "echo", 1, str(model_dir), "model.json", "scripted", concurrency=4)
+    return LoadOrder(replica_id, "echo", 1, str(model_dir), "model.json", "scripted")
 
 
 async def wait_dead(pid: int) -> None:

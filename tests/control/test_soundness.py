@@ -60,7 +60,7 @@ class Site:
 
     async def start(self, folder: Path) -> Observer:
         observer = Observer()
-        order: Any = LoadOrder(ReplicaId("m-r1-x"), "m", 1, str(folder), "m", "onnx", 1, 1, 1, {})
+        order: Any = LoadOrder(ReplicaId("m-r1-x"), "m", 1, str(folder), "m", "onnx", 1, 1, {})
         await self.sound.start(order, observer, Path("/dev/null"))
         return observer
 

@@ -38,7 +38,7 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.builds(Drained, NS, NS),
     st.builds(Stats, NS, NS, NS, NS, NS),
 )
-ORDERS = st.builds(LoadOrder, TEXT, TEXT, NS, TEXT, TEXT, TEXT, NS, NS, NS, st.dictionaries(TEXT, JSON, max_size=3))
+ORDERS = st.builds(LoadOrder, TEXT, TEXT, NS, TEXT, TEXT, TEXT, NS, NS, st.dictionaries(TEXT, JSON, max_size=3))
 
 
 @given(event=EVENTS)

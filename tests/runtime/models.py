@@ -90,5 +90,4 @@ def mixing(op: str, **attributes: Any) -> ModelProto:
 def order(folder: Path, made: ModelProto | bytes, **changes: Any) -> LoadOrder:
     """Write the model into `folder` and return an order to load it."""
     (folder / "model.onnx").write_bytes(made if isinstance(made, bytes) else made.SerializeToString())
-    settings: dict[str, Any] = {"max_batch_rows": 32, "concurrency": 64} | changes
-    return LoadOrder("m-r1-aaaaaaaa", "m", 1, str(folder), "model.onnx", "onnx", **settings)
+    return LoadOrder("m-r1-aaaaaaaa", "m", 1, str(folder), "model.onnx", "onnx", **changes)

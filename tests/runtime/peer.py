@@ -138,9 +138,7 @@ def scripted(folder: Path, *, max_batch_rows: int = 32, **script: Any) -> LoadOr
     """Return an order for a model that plays this script; without tensors it doubles rows of two FP32."""
     pair = {"input": "x", "output": "y", "datatype": "FP32", "shape": [-1, 2]}
     (folder / "model.json").write_text(json.dumps({"tensors": [pair], "factor": 2} | script))
-    return LoadOrder(
-        "m-r1-aaaaaaaa", "m", 1, str(folder), "model.json", "scripted", max_batch_rows=max_batch_rows, concurrency=64
-    )
+    return LoadOrder("m-r1-aaaaaaaa", "m", 1, str(folder), "model.json", "scripted", max_batch_rows=max_batch_rows)
 
 
 def body(*rows: float, width: int = 2) -> bytes:
