@@ -19,6 +19,7 @@ from billing.machine import MachineMeter
 from billing.prices import PriceBook, Prices
 from billing.sync import JournalSync, SyncPolicy
 from serve.core.clock import NS_PER_S
+from serve.core.errors import ServeError
 from serve.core.ids import RequestIds, RevisionKey, new_writer_id
 from serve.core.lifecycle import Lifecycle
 from serve.core.metrics import Metrics
@@ -124,12 +125,13 @@ class SimulatedPlatform:
             self.ids.next(), gate.key, work, self.clock.monotonic_ns(), timeout_s, wait_s, size_bytes, on_end
         )
         gate.room.take(len(call.body))
+        self.calls.append(call)
         try:
             gate.submit(call)
-        except BaseException:
+        except ServeError:
             gate.room.release(len(call.body))
+            self.calls.remove(call)
             raise
-        self.calls.append(call)
         return call
 
     async def close(self) -> None:

@@ -62,11 +62,10 @@ class Acts:
             self._world.note(f"refused {error.code}")
             check_refusal(self._platform, key, error)
             return
-        self._life.calls.append(call)
         self._world.note(f"{call.request_id} to {call.key}")
 
     def _leave(self, step: Step) -> None:
-        call = self._pick([call for call in self._life.calls if not call.is_done], step.choice)
+        call = self._pick([call for call in self._platform.calls if not call.is_done], step.choice)
         if call is not None:
             call.leave()
 
@@ -150,15 +149,21 @@ class Acts:
     # The platform ----------------------------------------------------------------------------------------------------
 
     def _kill_platform(self, step: Step) -> None:
-        """At once, or in the next write to the journal."""
-        where = [None, "before", "within", "after"][step.choice % 4]
+        """At once, in the next write to the journal, or when the next answer has left."""
+        where = [None, "before", "within", "after", "answered"][step.choice % 5]
         if where is None:
             raise Killed
-        self._platform.disk.dies = where
+        if where == "answered":
+            self._life.dies_answering = True
+        else:
+            self._platform.disk.dies = where
 
     def _lose_power(self, step: Step) -> None:
+        """At once, or when the next answer has left."""
         self._life.lost_power = True
-        raise Killed
+        if step.choice % 2:
+            raise Killed
+        self._life.dies_answering = True
 
     def _restart(self, step: Step) -> None:
         self.no_more()

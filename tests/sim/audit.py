@@ -33,7 +33,7 @@ def audit(world: World) -> None:
         records = {row["id"]: dict(row) for row in connection.execute("SELECT * FROM requests ORDER BY id")}
         known: set[str] = set()
         for number, life in enumerate(world.lives):
-            for call in life.calls:
+            for call in life.platform.calls:
                 known.add(call.request_id)
                 _check_call(
                     life,
@@ -42,11 +42,11 @@ def audit(world: World) -> None:
                     power_lost=any(later.lost_power for later in world.lives[number:]),
                 )
         for request_id, record in records.items():
-            must(request_id in known or record["reason"] == "probe", f"{request_id} was never made")
+            must(request_id in known or not record["charged"], f"{request_id} was never made")  # or it is a probe
             world.note(f"{request_id} {record['status']} {record['busy_us']} {record['cold_us']} {record['queue_us']}")
         lives = {life.replica: life for life in read_lives(connection)}
         _check_lives(world, lives, records)
-        probes = {request_id for request_id, record in records.items() if record["reason"] == "probe"}
+        probes = records.keys() - known
     if world.scenario.seed % VERIFIED == 0:
         _verify(world, probes)
 
@@ -108,10 +108,11 @@ def _verify(world: World, probes: set[str]) -> None:
         ledger.ingest(journal)
     found = verify(path, journal)
     must(found.ok, f"verify finds {found.problems[:3]}")
-    in_flight = {call.request_id for life in world.lives if life.was_killed for call in life.calls if not call.ends}
-    answered = {call.request_id for life in world.lives for call in life.calls if isinstance(call.outcome, Reply)}
+    calls = [(life, call) for life in world.lives for call in life.platform.calls]
+    in_flight = {call.request_id for life, call in calls if life.was_killed and not call.ends}
+    answered = {call.request_id for _, call in calls if isinstance(call.outcome, Reply)}
     unsent = {request_id for request_id in found.maybe_unsent if request_id not in answered}
-    told_no = {call.request_id for life in world.lives for call in life.calls if call.is_left}
+    told_no = {call.request_id for _, call in calls if call.is_left}
     must(
         unsent <= in_flight | told_no | probes,
         f"verify lists requests that were not in flight: {unsent - in_flight - told_no - probes}",

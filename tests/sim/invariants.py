@@ -6,9 +6,14 @@ from activator.calls import Call
 from activator.connection import ReplicaConnection
 from activator.gate import Gate
 from activator.pick import pick, pick_alone
+from serve.core.clock import NS_PER_S
+from simulator.callers import SimulatedCall
 from simulator.platform import SimulatedPlatform
 from tests.sim.truth import late_ns
 from tests.sim.violation import Violation
+
+GONE_NS = 2 * NS_PER_S
+"""Longest time from a kill until all know of the end."""
 
 
 class Watch:
@@ -18,6 +23,8 @@ class Watch:
         self._platform = platform
         self._scaler = platform.autoscaler._scaler
         self._actuator = platform.autoscaler._scaler.actuator
+        self._open: list[SimulatedCall] = []
+        self._seen = 0
         self._known: set[str] = set()
         self._learned = 0
 
@@ -25,8 +32,9 @@ class Watch:
         """Raise Violation."""
         platform = self._platform
         now_ns = platform.clock.monotonic_ns()
-        open_calls = [call for call in platform.calls if not call.is_done]
-        platform.calls = open_calls
+        self._open += platform.calls[self._seen :]
+        self._seen = len(platform.calls)
+        open_calls = self._open = [call for call in self._open if not call.is_done]
         places: list[int] = []
         for gate in platform.router._gates.values():
             self._check_gate(gate, places)
@@ -112,6 +120,11 @@ class Watch:
             raise Violation("activator and autoscaler know other replicas")
         if with_process != self._platform.accounts._accounts.keys():
             raise Violation("the books have other replicas")
+        now_ns = self._platform.clock.monotonic_ns()
+        for fleet, replica in owned.values():
+            most_ns = round(fleet.revision.spec.start_timeout * NS_PER_S) + GONE_NS
+            if replica.ready is None and now_ns - replica.ordered_ns > most_ns:
+                raise Violation(f"{replica.id} starts for ever")
         for fleet in self._scaler.fleets.values():
             most = fleet.settings.max
             if most is not None and len(fleet.replicas) > most and fleet.live > most:

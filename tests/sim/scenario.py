@@ -35,7 +35,7 @@ class Act(StrEnum):
     GOOD_STARTS = "starts are fine"
 
 
-FAULTS: list[Act] = [act for act in Act if act not in {Act.CALL, Act.DISK_FREE, Act.GOOD_STARTS, Act.LOSE_POWER}]
+FAULTS: list[Act] = [act for act in Act if act not in {Act.CALL, Act.DISK_FREE, Act.GOOD_STARTS}]
 """Each story has some of them: with all at once, every story would be the same."""
 
 
@@ -150,8 +150,6 @@ def _traffic(chance: random.Random, names: list[str], effects: list[Effect], fau
 def _fault(chance: random.Random, act: Act, at_s: float, name: str) -> list[Step]:
     """Return a fault, and its end where it has one."""
     choice = chance.getrandbits(32)
-    if act is Act.KILL_PLATFORM and chance.random() < 0.4:
-        act = Act.LOSE_POWER
     steps = [Step(at_s, act, name, choice)]
     if act in {Act.DISK_FULL, Act.SYNC_FAILS}:
         steps.append(Step(at_s + chance.choice([0.1, 2.0]), Act.DISK_FREE, name, choice))

@@ -8,9 +8,10 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from activator.calls import Reply
 from billing.journal import JournalError
 from serve.control.registry import StoredRevision
 from serve.core.clock import NS_PER_S
@@ -39,10 +40,10 @@ class Life:
     platform: SimulatedPlatform
     control: PaperControl
     watch: Watch
-    calls: list[SimulatedCall] = field(default_factory=list)
-    """All that were accepted."""
     was_killed: bool = False
     lost_power: bool = False
+    dies_answering: bool = False
+    """When the next answer has left."""
     lost_records: bool = False
     """The disk refused the last ones."""
 
@@ -111,6 +112,8 @@ class World:
         call.ended_ns = self.clock.monotonic_ns()
         self.note(f"{call.request_id} ends {call.status} {type(call.outcome).__name__}")
         check_outcome(life.platform, call)
+        if life.dies_answering and isinstance(call.outcome, Reply):
+            raise Killed
 
     # One platform ----------------------------------------------------------------------------------------------------
 
@@ -168,6 +171,7 @@ class World:
             must(not any(gate.pending + gate.in_flight for gate in platform.router._gates.values()), "calls are left")
             for fleet in platform.autoscaler._scaler.fleets.values():
                 least = fleet.settings.min if fleet.is_reachable else 0
+                must(not fleet.starting() or fleet.failure, f"{fleet.key} starts for ever")
                 must(fleet.live <= least or fleet.failure, f"{fleet.key} does not go back to {least}")
             pins, pinned = control.store.pins, control.deployments._pins
             must(
@@ -194,7 +198,7 @@ class World:
         self.note("the platform is dead")
         # What is still run of it has no effect, and its time is its own.
         self.clock = SimulatedClock(self.clock.monotonic_ns(), self.clock.wall_ns())
-        for call in life.calls:
+        for call in life.platform.calls:
             call.is_done = True  # nobody hears of it any more
         life.platform.bury()
         loop.bury()
