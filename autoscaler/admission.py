@@ -54,22 +54,23 @@ class Admission:
             verdict = turn if isinstance(turn, capacity.Evict) else verdict
         match verdict:
             case capacity.Evict(victims, reason):
-                self.waiting.setdefault(fleet.key, now_ns)
+                self._line_up(fleet, now_ns)
                 self._evict(victims, f"makes place for {fleet.key}: {reason}")
             case capacity.Wait(reason):
-                self.waiting.setdefault(fleet.key, now_ns)
+                self._line_up(fleet, now_ns)
                 self._decisions.add(fleet.key, fleet.live, fleet.live, f"waits for memory: {reason}")
             case capacity.TooLarge(reason):
                 self.leave_line(fleet)
                 self._decisions.add(fleet.key, fleet.live, fleet.live, reason)
             case capacity.Admitted():
-                pass
+                # Who wants still more lines up anew: its old place would win back what it gives up next.
+                self.leave_line(fleet)
         return verdict
 
     def crowded(self, fleet: Fleet) -> str | None:
-        """Return why a further replica of a fleet that has one should wait for cores; None where it need not."""
-        if not fleet.live:
-            return None  # what runs at all is the scheduler's business
+        """Return why a further replica of a fleet should wait for cores; None where it need not."""
+        if fleet.live < max(1, _promised(fleet)):
+            return None  # what runs at all is the scheduler's business, and `min` is a promise
         # Its own count even if they run nothing at this instant: requests wait for them.
         busy_cores = sum(
             other.revision.threads
@@ -85,6 +86,21 @@ class Admission:
             if now_ns - since_ns >= PATIENCE_NS and key not in living:
                 return key
         return None
+
+    def _line_up(self, fleet: Fleet, now_ns: int) -> None:
+        """Keep its place in line. Who cannot fit whoever else gives way is never out of patience: all would wait."""
+        self.waiting.setdefault(fleet.key, now_ns)
+        if fleet.need_bytes > self._budget_bytes - self._promised_bytes_beside(fleet):
+            self.waiting[fleet.key] = now_ns
+
+    def _promised_bytes_beside(self, wanting: Fleet) -> int:
+        """Return what the replicas hold that `min` promises to others: they give way to nobody."""
+        promised_bytes = 0
+        for fleet in self._actuator.fleets():
+            if fleet is not wanting and fleet.removed is None:
+                held = sorted(replica.memory_bytes for replica in fleet.replicas.values() if replica.is_live)
+                promised_bytes += sum(held[: _promised(fleet)])
+        return promised_bytes
 
     def leave_line(self, fleet: Fleet) -> None:
         self.waiting.pop(fleet.key, None)
@@ -117,7 +133,7 @@ class Admission:
             if fleet is wanting or fleet.is_held or fleet.removed is not None:
                 continue
             fleet.read(self._pool, now_ns, self.age)  # its value depends on when it was last used
-            spare = fleet.live - (fleet.settings.min if fleet.is_reachable else 0)
+            spare = fleet.live - _promised(fleet)
             for replica in fleet.idle(self._pool)[: max(0, spare)]:
                 yield Resident(replica.id, fleet.key, replica.memory_bytes, fleet.value(replica))
 
@@ -127,7 +143,7 @@ class Admission:
             if fleet is wanting or fleet.is_held or fleet.removed is not None:
                 continue
             idle = fleet.idle(self._pool)
-            spare = fleet.live - (fleet.settings.min if fleet.is_reachable else 0) - len(idle)
+            spare = fleet.live - _promised(fleet) - len(idle)
             served = [
                 replica
                 for replica in fleet.replicas.values()
@@ -146,3 +162,8 @@ class Admission:
             before = fleet.live
             self._actuator.retire(replica)
             self._decisions.add(fleet.key, before, fleet.live, f"{replica.id} {why}: {before} → {fleet.live}")
+
+
+def _promised(fleet: Fleet) -> int:
+    """Return how many replicas are kept whatever the demand."""
+    return fleet.settings.min if fleet.is_reachable else 0

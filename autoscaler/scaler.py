@@ -29,6 +29,8 @@ DECISION_GAP_NS = 20 * NS_PER_MS
 
 ABANDONED_LOOK_NS = NS_PER_S
 """How often to look at a replica that should go and still runs what its callers left: no event need tell its end."""
+LINE_LOOK_NS = NS_PER_S
+"""How often who waits for memory looks whether its turn has come, though nobody asks for it: `min` does."""
 
 
 class Scaler:
@@ -90,6 +92,8 @@ class Scaler:
             wake_at_ns = fleet.backoff.until_ns
         else:
             self._grow(fleet, observed, decision)
+            if wake_at_ns is None and fleet.key in self._admission.waiting:
+                wake_at_ns = now_ns + LINE_LOOK_NS
         if wake_at_ns is None:
             self.timers.cancel(fleet.key)
         else:
