@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+UNKNOWN_RETRY_S = 30.0
+"""When to come back to what is not there now (503), where nobody can say how long that lasts."""
+
 
 class ServeError(Exception):
     """Base. `str(error)` is the sentence a person reads."""
@@ -30,12 +33,15 @@ class ServeError(Exception):
         return body | self.details
 
     def headers(self) -> dict[str, str]:
-        """Return `Retry-After` (whole seconds ≥ 1) and `retry-after-ms` where retrying makes sense."""
-        if self.retry_after_s is None:
+        """Return `Retry-After` (whole seconds ≥ 1) and `retry-after-ms` where retrying makes sense: with every 503."""
+        retry_after_s = self.retry_after_s
+        if retry_after_s is None and self.status == 503:
+            retry_after_s = UNKNOWN_RETRY_S
+        if retry_after_s is None:
             return {}
         return {
-            "retry-after": str(max(1, math.ceil(self.retry_after_s))),
-            "retry-after-ms": str(max(1, math.ceil(self.retry_after_s * 1000))),
+            "retry-after": str(max(1, math.ceil(retry_after_s))),
+            "retry-after-ms": str(max(1, math.ceil(retry_after_s * 1000))),
         }
 
 

@@ -140,7 +140,7 @@ def test_a_busy_port_is_named_with_the_flag_that_helps(serve: Command) -> None:
         (["--port", "70000"], {}, "65535"),
         ([], {"SERVE_PORT": "many"}, "SERVE_PORT"),
         (["--json"], {}, "--json needs --detach"),
-        (["--detach", "--home", "/proc/nowhere"], {}, "choose another folder with --home"),
+        (["--detach", "--home", "/proc/nowhere"], {}, "choose another home with --home"),
         (["--detach", "--wait", "soon"], {}, "is not a duration"),
     ],
 )

@@ -46,6 +46,11 @@ def test_retry_after_is_whole_seconds_of_at_least_one(retry_after_s: float, seco
     assert error.headers() == {"retry-after": seconds, "retry-after-ms": milliseconds}
 
 
+@pytest.mark.parametrize("error", [error for error in ERRORS if error.status == 503])
+def test_every_503_says_when_to_come_back_also_where_nobody_knows(error: type[ServeError]) -> None:
+    assert int(error("It is not there now.").headers()["retry-after"]) >= 1
+
+
 def test_an_error_without_hope_says_nothing_of_retrying() -> None:
     assert UnknownModel("Request for unknown model: 'x' is not found").headers() == {}
 
