@@ -230,6 +230,7 @@ def _request_line(
         rows=usage.rows,
         batch_rows=usage.batch_rows,
         queue_us=(call.dispatched_ns - call.received_ns) // NS_PER_US,
+        inside_us=(mono_ns - call.dispatched_ns) // NS_PER_US,
         cold_us=share.cold_us,
         busy_us=share.busy_us,
         infer_us=min(usage.infer_ns, mono_ns - call.dispatched_ns) // NS_PER_US,

@@ -24,8 +24,8 @@ _NS_PER_MINUTE = 60_000_000_000
 
 _REQUEST = """INSERT INTO requests VALUES (
     :id, :wall_ns, :mono_ns, :writer, :deployment, :revision, :replica, :status, :charged, :reason, :rows, :batch_rows,
-    :queue_us, :cold_us, :busy_us, :infer_us, :bytes_in, :bytes_out, :cores, :memory_mib, :cold, :price, :client_id,
-    :trace_id) ON CONFLICT (id) DO NOTHING"""
+    :queue_us, :inside_us, :cold_us, :busy_us, :infer_us, :bytes_in, :bytes_out, :cores, :memory_mib, :cold, :price,
+    :client_id, :trace_id) ON CONFLICT (id) DO NOTHING"""
 _LIFE = """INSERT INTO lives VALUES (:replica, :writer, :deployment, :revision, :labels, :cores, :memory_mib,
     :assigned_mono_ns, :assigned_wall_ns, :pid) ON CONFLICT (replica) DO UPDATE SET memory_mib = excluded.memory_mib,
     pid = coalesce(excluded.pid, pid)"""
@@ -164,7 +164,7 @@ class Ledger:
             return f"a {record.get('kind')} record lacks a field or has an odd value: {error}"
 
     def _request(self, record: dict[str, Any]) -> str | None:
-        if self.connection.execute(_REQUEST, record).rowcount == 0:
+        if self.connection.execute(_REQUEST, {"inside_us": None} | record).rowcount == 0:
             return f"request {record['id']} is recorded more than once; only its first record counts"
         return None
 

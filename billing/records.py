@@ -99,6 +99,7 @@ class RequestLines:
         rows: int,
         batch_rows: int,
         queue_us: int,
+        inside_us: int,
         cold_us: int,
         busy_us: int,
         infer_us: int,
@@ -113,7 +114,7 @@ class RequestLines:
 
         `reason` says why it is not charged (`error`, `cancelled`, `replica_lost`, …), None where it is. An attempt
         without usage has `busy_us` and `cold_us` 0: its time is in the life's lost part. `cold`: it waited for a cold
-        start. `price`: `Prices.version`.
+        start. `price`: `Prices.version`. `queue_us` and `inside_us` before its end, it came.
         """
         record = {
             "id": id,
@@ -125,6 +126,7 @@ class RequestLines:
             "rows": rows,
             "batch_rows": batch_rows,
             "queue_us": queue_us,
+            "inside_us": inside_us,
             "cold_us": cold_us,
             "busy_us": busy_us,
             "infer_us": infer_us,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-VERSION = 2
+VERSION = 3
 """A ledger of another version is not converted but derived anew: the journal has all that it says."""
 
 _TABLES = """
@@ -42,7 +42,9 @@ _TABLES = """
         id TEXT NOT NULL UNIQUE, wall_ns INTEGER NOT NULL, mono_ns INTEGER NOT NULL, writer TEXT NOT NULL,
         deployment TEXT NOT NULL, revision INTEGER NOT NULL, replica TEXT NOT NULL, status INTEGER NOT NULL,
         charged INTEGER NOT NULL, reason TEXT, rows INTEGER NOT NULL, batch_rows INTEGER NOT NULL,
-        queue_us INTEGER NOT NULL, cold_us INTEGER NOT NULL, busy_us INTEGER NOT NULL, infer_us INTEGER NOT NULL,
+        queue_us INTEGER NOT NULL,
+        inside_us INTEGER,                  -- null: written before there was this field
+        cold_us INTEGER NOT NULL, busy_us INTEGER NOT NULL, infer_us INTEGER NOT NULL,
         bytes_in INTEGER NOT NULL, bytes_out INTEGER NOT NULL, cores INTEGER NOT NULL, memory_mib INTEGER NOT NULL,
         cold INTEGER NOT NULL, price TEXT NOT NULL, client_id TEXT, trace_id TEXT
     );

@@ -143,6 +143,7 @@ class Recorded:
             rows=1,
             batch_rows=1,
             queue_us=10,
+            inside_us=30,
             cold_us=share.cold_us,
             busy_us=share.busy_us,
             infer_us=share.busy_us,

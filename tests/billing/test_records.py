@@ -32,6 +32,7 @@ def request_line(**changes: Any) -> bytes:
         "rows": 1,
         "batch_rows": 8,
         "queue_us": 10,
+        "inside_us": 320,
         "cold_us": 0,
         "busy_us": 300,
         "infer_us": 290,

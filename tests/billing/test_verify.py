@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -191,3 +192,30 @@ def test_whatever_happens_to_a_replica_its_books_are_in_order_at_every_moment(
     replica.exit("crashed", min((request.entered_ns for request in inside), default=None))
     assert books.check().problems == []
     books.journal.close()
+
+
+def test_a_file_or_a_writer_that_is_gone_is_missed_by_a_ledger_that_never_knew_it(tmp_path: Path) -> None:
+    clock, journal = VirtualClock(10**12), tmp_path / "journal"
+    for writer in ("aaaaaaaa", "bbbbbbbb"):
+        with closing(Journal(journal, writer, clock, file_bytes=1)) as opened:
+            for _ in range(3):
+                replica = Recorded(opened, clock)
+                replica.start(0.03)
+                replica.exit()
+                opened.flush()
+    files = sorted((journal / "aaaaaaaa").iterdir())
+    assert len(files) == 5
+
+    def problems() -> list[str]:
+        (tmp_path / "ledger.db").unlink(missing_ok=True)
+        with closing(Ledger(tmp_path / "ledger.db")) as ledger:
+            ledger.ingest(journal)
+        return verify(tmp_path / "ledger.db", journal).problems
+
+    assert problems() == []
+    files[2].unlink()
+    assert problems() == ["aaaaaaaa: 1 of its journal's files before 00000004.jsonl are not there"]
+    files[0].unlink()
+    assert "aaaaaaaa: 1 of its journal's files before 00000002.jsonl are not there" in problems()
+    shutil.rmtree(journal / "aaaaaaaa")
+    assert problems() == ["aaaaaaaa: a later writer names it, but its journal is not there"]

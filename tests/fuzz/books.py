@@ -113,8 +113,8 @@ def _journal() -> bytes:
     ms = 1_000_000
     request = records.RequestLines(_LIFE, _ORIGIN).line(
         id="abcdefgh-1", mono_ns=90 * ms + 1000, wall_ns=_LIFE.assigned_wall_ns + 90 * ms, status=200, charged=True,
-        reason=None, rows=1, batch_rows=1, queue_us=5, cold_us=40_000, busy_us=50_000, infer_us=49_000, bytes_in=7,
-        bytes_out=9, cold=True, price=_BOOK.entries[0].version,
+        reason=None, rows=1, batch_rows=1, queue_us=5, inside_us=50_000, cold_us=40_000, busy_us=50_000,
+        infer_us=49_000, bytes_in=7, bytes_out=9, cold=True, price=_BOOK.entries[0].version,
     )  # fmt: skip
     at: dict[str, Any] = {"mono_ns": 1_000, "wall_ns": _LIFE.assigned_wall_ns}
     later: dict[str, Any] = {"mono_ns": 1_000 + 100 * ms, "wall_ns": _LIFE.assigned_wall_ns + 100 * ms}
