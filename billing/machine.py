@@ -15,6 +15,7 @@ from serve.core.clock import NS_PER_US
 
 PLATFORM, ZYGOTE = "platform", "zygote"
 _MIB = 1 << 20
+_PROCESSES_KNOWN = 64
 
 
 class MachineState(NamedTuple):
@@ -66,7 +67,9 @@ class MachineMeter:
         seen: dict[tuple[int, int], int] = {}
         platform_cpu_us, platform_mib = self._take(readings.get(PLATFORM, ()), seen)
         zygote_cpu_us, zygote_mib = self._take(readings.get(ZYGOTE, ()), seen)
-        self._cpu_us = seen
+        # One that could not be read this time is not new the next time.
+        unseen = {process: cpu_us for process, cpu_us in self._cpu_us.items() if process not in seen}
+        self._cpu_us = dict(list((unseen | seen).items())[-_PROCESSES_KNOWN:])
         state = self.state
         self.state = state._replace(
             platform_cpu_us=state.platform_cpu_us + platform_cpu_us,

@@ -6,13 +6,16 @@ A problem is a broken law or damaged bytes; a note is what a kill leaves behind 
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from billing.journal import journal_files
 from billing.kills import maybe_unsent, torn_tails
 from billing.ledger import Ledger, reading
 from billing.lives import LifeState, RecordedLife, read_lives
@@ -72,6 +75,7 @@ def verify(ledger: Path, journal: Path) -> Verification:
                 for row in connection.execute("SELECT * FROM main.problems")
             ]
             problems += _missing_files(limits, derived.offsets())
+            problems += _gaps(connection, journal)
             problems += _differences(connection)
             notes += torn_tails(connection, journal, limits)
             unsent = maybe_unsent(connection, proof.until_mono_ns, abandoned)
@@ -130,6 +134,21 @@ def _missing_files(limits: dict[tuple[str, str], int], read: dict[tuple[str, str
     for (writer, file), offset in sorted(limits.items()):
         if read.get((writer, file), 0) != offset:
             yield f"{writer}/{file}: the ledger holds {offset} bytes of it, the journal no longer has them all"
+
+
+def _gaps(connection: sqlite3.Connection, journal: Path) -> Iterator[str]:
+    """Yield a sentence for each stretch that must have been in the journal: the ledger can be derived without it."""
+    written: defaultdict[str, list[int]] = defaultdict(list)
+    for writer, file, _ in journal_files(journal):
+        if (number := file.partition(".")[0]).isdecimal():
+            written[writer].append(int(number))
+    for writer, numbers in written.items():
+        for before, after in pairwise([0, *numbers]):
+            if (missing := after - before - 1) > 0:
+                yield f"{writer}: {missing} of its journal's files before {after:08d}.jsonl are not there"
+    for (writer,) in connection.execute("SELECT writer FROM main.gone ORDER BY writer"):
+        if not (journal / writer).is_dir():
+            yield f"{writer}: a later writer names it, but its journal is not there"
 
 
 def _differences(connection: sqlite3.Connection) -> Iterator[str]:

@@ -256,3 +256,10 @@ def test_a_tenure_that_cannot_be_is_found(home: Home, harm: str, sentence: str) 
         ledger.connection.execute(harm)
     problems = verify(home.ledger, home.folder).problems
     assert any(sentence in problem for problem in problems), problems
+
+
+def test_a_process_that_could_not_be_read_for_a_moment_is_not_counted_twice() -> None:
+    meter = MachineMeter(0, 2, 1024, {PLATFORM: [Reading(PID, 500, 1 << 20)]})
+    assert meter.sample(1000, {PLATFORM: [Reading(PID, 700, 1 << 20)]}).platform_cpu_us == 200
+    assert meter.sample(2000, {}).platform_cpu_us == 200
+    assert meter.sample(3000, {PLATFORM: [Reading(PID, 900, 1 << 20)]}).platform_cpu_us == 400
