@@ -34,11 +34,8 @@ class ProbeResult(NamedTuple):
 
     status: int
     body: bytes
-    infer_ns: int
-    """The engine's run."""
     total_ns: int
     """Submitted to answered, as a caller on this machine would see it without HTTP."""
-    rows: int
 
 
 class Router:
@@ -134,7 +131,7 @@ class Router:
             raise
         reply = await call.reply()
         total_ns = self._clock.monotonic_ns() - now_ns
-        return ProbeResult(reply.head.status, bytes(reply.body), reply.usage.infer_ns, total_ns, reply.usage.rows)
+        return ProbeResult(reply.head.status, bytes(reply.body), total_ns)
 
     def state_of(self, route: Route, revision: Revision | None) -> State:
         """Return what callers are told of a deployment, or of one of its revisions."""

@@ -10,7 +10,8 @@ from typing import Protocol
 
 import orjson
 
-from serve.control.ports import Probed, Router, Scaler
+from activator.router import ProbeResult
+from serve.control.ports import Router, Scaler
 from serve.control.receipt import Measured
 from serve.control.sample import Body
 from serve.core.clock import NS_PER_S, Clock
@@ -124,7 +125,7 @@ class Trials:
         self._scaler.replace(known)
         return _Started(known, warmed.total_ns, warmed.phases_ns)
 
-    async def _ask(self, revision: Revision, body: Body) -> Probed:
+    async def _ask(self, revision: Revision, body: Body) -> ProbeResult:
         try:
             return await self._router.probe(revision.key, body.data, body.json_length)
         except PublishError:
@@ -135,7 +136,7 @@ class Trials:
                 "request with --sample FILE"
             ) from error
 
-    async def _measure(self, started: _Started, body: Body, first: Probed) -> Measured:
+    async def _measure(self, started: _Started, body: Body, first: ProbeResult) -> Measured:
         warm_ns: list[int] = []
         began_ns = self._clock.monotonic_ns()
         while not warm_ns or (len(warm_ns) < MEASURED_PROBES and self._clock.monotonic_ns() - began_ns < MEASURED_NS):
@@ -153,7 +154,7 @@ class Trials:
         return dataclasses.replace(revision, memory_bytes=max(revision.memory_bytes, learned_bytes))
 
 
-def _reason(answer: Probed) -> str:
+def _reason(answer: ProbeResult) -> str:
     try:
         return str(orjson.loads(answer.body)["error"])
     except (ValueError, KeyError, TypeError):

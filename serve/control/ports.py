@@ -1,14 +1,17 @@
-"""What the control plane asks of the other packages: exactly what it uses, declared here by the one who uses it."""
+"""What the control plane asks of the other packages: exactly the calls it makes, declared by the one who makes them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from activator.router import ProbeResult
+from autoscaler.history import ColdStartSummary, DecisionRecord
+from autoscaler.replica import ReplicaStatus
+from autoscaler.warm import WarmReport
 from cache.manifest import FileEntry, Manifest
 from serve.core.errors import ServeError
-from serve.core.events import Phase, Ready
 from serve.core.ids import ReplicaId, RevisionKey
 from serve.core.revision import Revision, Route, State
 
@@ -66,74 +69,6 @@ Fetch = Callable[[str, Callable[[int, int | None], None]], Awaitable[Manifest]]
 # The autoscaler (autoscaler.loop.Autoscaler) -------------------------------------------------------------------------
 
 
-class Warmed(Protocol):
-    """A replica that was brought up on request (autoscaler.warm.WarmReport)."""
-
-    @property
-    def ready(self) -> Ready: ...
-
-    @property
-    def phases_ns(self) -> Mapping[Phase, int]:
-        """Duration of each phase of its start."""
-        ...
-
-    @property
-    def total_ns(self) -> int:
-        """Ordered to ready."""
-        ...
-
-
-class ColdStarts(Protocol):
-    """Recent starts of one revision in milliseconds, replica ordered to ready; empty before the first."""
-
-    @property
-    def total_ms(self) -> Mapping[str, float]:
-        """Keys p50 and p95."""
-        ...
-
-    @property
-    def phases_ms(self) -> Mapping[Phase, Mapping[str, float]]: ...
-
-
-class ReplicaLine(Protocol):
-    """One replica as `serve status` shows it (autoscaler.replica.ReplicaStatus)."""
-
-    @property
-    def id(self) -> ReplicaId: ...
-
-    @property
-    def pid(self) -> int | None: ...
-
-    @property
-    def state(self) -> str:
-        """ordered, starting, ready, retiring or draining."""
-        ...
-
-    @property
-    def memory_bytes(self) -> int:
-        """Reserved for it."""
-        ...
-
-
-class DecisionLine(Protocol):
-    """One decision and its reason."""
-
-    @property
-    def key(self) -> RevisionKey: ...
-
-    @property
-    def wall_ns(self) -> int: ...
-
-    @property
-    def replicas_before(self) -> int: ...
-
-    @property
-    def replicas_after(self) -> int: ...
-
-    @property
-    def reason(self) -> str: ...
-
-
 class Scaler(Protocol):
     """All calls are on the loop."""
 
@@ -151,7 +86,7 @@ class Scaler(Protocol):
     async def remove(self, key: RevisionKey) -> None:
         """Drain and end its replicas; return when none is left."""
 
-    async def warm(self, key: RevisionKey) -> Warmed:
+    async def warm(self, key: RevisionKey) -> WarmReport:
         """Bring a replica up and hold it there until `release` or `remove`. Raise PublishError."""
 
     def release(self, key: RevisionKey) -> None:
@@ -159,33 +94,20 @@ class Scaler(Protocol):
 
     def state_of(self, key: RevisionKey) -> State: ...
 
-    def describe(self, key: RevisionKey) -> Sequence[ReplicaLine]: ...
+    def describe(self, key: RevisionKey) -> Sequence[ReplicaStatus]: ...
 
     def failure_of(self, key: RevisionKey) -> str | None:
         """Return why the revision counts as failed; None while it does not."""
 
-    def cold_start_history(self, key: RevisionKey) -> ColdStarts:
+    def cold_start_history(self, key: RevisionKey) -> ColdStartSummary:
         """Raise KeyError for a revision that was not added."""
         ...
 
-    def decisions(self, name: str) -> Sequence[DecisionLine]:
+    def decisions(self, name: str) -> Sequence[DecisionRecord]:
         """The deployment's last decisions, oldest first."""
 
 
 # The activator (activator.router.Router) -----------------------------------------------------------------------------
-
-
-class Probed(Protocol):
-    """The answer to an inference of the platform's own."""
-
-    @property
-    def status(self) -> int: ...
-
-    @property
-    def body(self) -> bytes: ...
-
-    @property
-    def total_ns(self) -> int: ...
 
 
 class Router(Protocol):
@@ -207,7 +129,7 @@ class Router(Protocol):
 
     def unroute(self, name: str) -> None: ...
 
-    async def probe(self, key: RevisionKey, body: bytes, json_length: int) -> Probed:
+    async def probe(self, key: RevisionKey, body: bytes, json_length: int) -> ProbeResult:
         """Run one inference on exactly this revision. Raise ServeError where no answer came."""
 
     def queue_status(self, key: RevisionKey) -> tuple[int, int, int]:

@@ -231,7 +231,7 @@ async def test_a_probe_is_recorded_and_never_charged(tmp_path: Path) -> None:
         replica.auto = lambda inside: inside.answer()
         result = await it.router.probe(key, BODY, -1)
         record = it.records("request")[0]
-    assert (result.status, result.infer_ns) == (200, 1_000_000)
+    assert result.status == 200
     assert (record["charged"], record["reason"]) == (False, "probe")
 
 

@@ -6,10 +6,11 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
+from activator.router import ProbeResult
 from autoscaler.history import ColdStartHistory, ColdStartSummary, DecisionRecord
 from autoscaler.replica import ReplicaState, ReplicaStatus
 from autoscaler.warm import WarmReport
@@ -33,14 +34,6 @@ def ready(*, batchable: bool = True, shape: tuple[int, ...] = (-1, 4), datatype:
         memory_bytes=20 << 20,
         peak_memory_bytes=30 << 20,
     )
-
-
-class Answer(NamedTuple):
-    status: int
-    body: bytes
-    infer_ns: int
-    total_ns: int
-    rows: int
 
 
 @dataclass
@@ -123,7 +116,7 @@ class FakeRouter:
     routes: dict[str, Route] = field(default_factory=dict)
     states: list[tuple[str, State]] = field(default_factory=list)
     probes: list[dict[str, Any]] = field(default_factory=list)
-    answer: Callable[[Revision, dict[str, Any]], Answer] = lambda _revision, _request: fine()
+    answer: Callable[[Revision, dict[str, Any]], ProbeResult] = lambda _revision, _request: fine()
     loses: ServeError | None = None
     failed_pending: list[RevisionKey] = field(default_factory=list)
     retired: list[RevisionKey] = field(default_factory=list)
@@ -148,7 +141,7 @@ class FakeRouter:
     def unroute(self, name: str) -> None:
         self.routes.pop(name, None)
 
-    async def probe(self, key: RevisionKey, body: bytes, json_length: int) -> Answer:
+    async def probe(self, key: RevisionKey, body: bytes, json_length: int) -> ProbeResult:
         await asyncio.sleep(0)
         if self.loses is not None:
             raise self.loses
@@ -163,12 +156,12 @@ class FakeRouter:
         return 2
 
 
-def fine(total_ns: int = MS) -> Answer:
-    return Answer(200, b"{}", total_ns // 2, total_ns, 1)
+def fine(total_ns: int = MS) -> ProbeResult:
+    return ProbeResult(200, b"{}", total_ns)
 
 
-def refused(sentence: str = "shape does not match") -> Answer:
-    return Answer(400, orjson.dumps({"error": sentence, "code": "bad_request"}), 0, MS, 0)
+def refused(sentence: str = "shape does not match") -> ProbeResult:
+    return ProbeResult(400, orjson.dumps({"error": sentence, "code": "bad_request"}), MS)
 
 
 class FakeBooks:

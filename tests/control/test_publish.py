@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from activator.router import ProbeResult
 from serve.core.errors import (
     Conflict,
     Draining,
@@ -23,7 +24,7 @@ from serve.core.errors import (
 from serve.core.ids import RevisionKey
 from serve.core.revision import Revision, State
 from tests.control.bench import Bench, at_step, bench, deploy_body, ignore_progress, manifest, until
-from tests.control.fakes import MS, Answer, fine, ready, refused
+from tests.control.fakes import MS, fine, ready, refused
 
 SAMPLE = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
 
@@ -146,7 +147,7 @@ async def test_a_failed_number_is_not_given_again(tmp_path: Path) -> None:
 
 
 async def test_unknown_dimensions_are_tried_until_one_size_runs(tmp_path: Path) -> None:
-    def only_sixteen(_revision: Revision, request: dict[str, Any]) -> Answer:
+    def only_sixteen(_revision: Revision, request: dict[str, Any]) -> ProbeResult:
         return fine() if request["inputs"][0]["shape"] == [1, 16] else refused()
 
     async with bench(tmp_path) as platform:
