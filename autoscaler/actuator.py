@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections import Counter
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from autoscaler.capacity import Room
+from autoscaler.claims import credible_bytes
 from autoscaler.drivers.base import DriverError, StartedReplica
 from autoscaler.fleet import Fleet
 from autoscaler.old_logs import OldLogs
@@ -210,6 +212,10 @@ class Actuator:
         if replica.state is not ReplicaState.STARTING or replica.stop_reason is not None or replica.link is None:
             return
         self._timers.cancel(("start", replica.id))
+        peak_bytes = credible_bytes(replica.pid, max(ready.memory_bytes, ready.peak_memory_bytes))
+        ready = dataclasses.replace(
+            ready, memory_bytes=min(ready.memory_bytes, peak_bytes), peak_memory_bytes=peak_bytes
+        )
         replica.ready, replica.ready_ns = ready, self._clock.monotonic_ns()
         self._move(fleet, replica, ReplicaState.READY)
         phases_ns = replica.phases_ns()
@@ -217,7 +223,7 @@ class Actuator:
         for phase, duration_ns in phases_ns.items():
             self._metrics.phase_seconds.labels(phase.value).observe(duration_ns / NS_PER_S)
         self._pool.replica_ready(replica.id, replica.link, ready, phases_ns)
-        self._learn_memory(fleet, replica, max(ready.memory_bytes, ready.peak_memory_bytes))
+        self._learn_memory(fleet, replica, peak_bytes)
         self._follower.became_ready(fleet, replica)
 
     def _start_overdue(self, replica: Replica) -> None:
@@ -240,6 +246,8 @@ class Actuator:
     # Books -----------------------------------------------------------------------------------------------------------
 
     def _learn_memory(self, fleet: Fleet, replica: Replica, seen_bytes: int) -> None:
+        if seen_bytes > max(fleet.revision.memory_bytes, fleet.measured_bytes):
+            seen_bytes = credible_bytes(replica.pid, seen_bytes)
         was_estimated = not max(fleet.revision.memory_bytes, fleet.measured_bytes)
         has_grown = fleet.learn_memory(seen_bytes)
         # An estimate gives way to the first measurement, also downwards; a measurement only to a higher one.

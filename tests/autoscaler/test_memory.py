@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import resource
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from autoscaler.claims import SLACK_BYTES, credible_bytes
 from autoscaler.fleet import Fleet, folder_bytes
 from serve.core.clock import NS_PER_S
 from serve.core.errors import NoCapacity, PublishError
@@ -347,3 +351,30 @@ async def test_a_model_that_does_not_load_for_want_of_memory_gets_more_next_time
         assert status.memory_bytes == 100 * MIB
         behaviour.fails = None
         await asyncio.sleep(70)
+
+
+async def test_an_absurd_claim_of_a_replica_counts_as_what_the_kernel_saw(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        world.driver._pid = os.getpid() + 1
+        world.driver.behaviour("liar").peak_bytes = 10**30
+        liar, other = world.add("liar"), world.add("other")
+        (asked,) = world.pool.ask(liar, duration_s=0.1)
+        await asyncio.sleep(1)
+        world.stats(world.running("liar")[0], peak_mib=10**24)
+        await asyncio.sleep(1)
+        assert asked.answered_ns
+        assert world.learned
+        most_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + SLACK_BYTES + 2 * MIB
+        assert all(size_bytes <= most_bytes for _, size_bytes in world.learned)
+        (other_asked,) = world.pool.ask(other, duration_s=0.1)
+        await asyncio.sleep(1)
+        assert other_asked.answered_ns
+        world.driver._pid = -2000
+
+
+def test_the_last_claim_of_a_process_that_ended_is_no_news() -> None:
+    with subprocess.Popen(["true"]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert credible_bytes(child.pid, 10**30) == 0, "a zombie"
+    assert credible_bytes(child.pid, 10**30) == 0
+    assert credible_bytes(os.getpid(), 1000) == 1000

@@ -96,7 +96,7 @@ class FakeDriver:
         self.drains: list[str] = []
         self.log_files: list[Path] = []
         self._clock = clock
-        self._pid = 1000
+        self._pid = -1000  # no process of this machine, whose kernel is asked about it
         self._loop = asyncio.get_running_loop()
 
     def behaviour(self, name: str) -> Behaviour:
@@ -116,7 +116,7 @@ class FakeDriver:
         await asyncio.sleep(behaviour.spawn_s)
         if behaviour.cannot_spawn:
             raise DriverError(behaviour.cannot_spawn)
-        self._pid += 1
+        self._pid -= 1
         replica = PaperReplica(self._clock)
         process = Process(order, self._pid, behaviour, observer, self._clock.monotonic_ns(), replica)
         replica.on_request = functools.partial(self._take, process)
