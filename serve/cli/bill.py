@@ -15,6 +15,8 @@ _GROUPS = re.compile(r"deployment|revision|hour|day|label:.+")
 _COUNTS = {"requests": "REQUESTS", "cold_starts": "COLD STARTS", "probes": "PROBES"}
 _PARTS = {"cold": "COLD", "billed": "ANSWERED", "lost": "LOST", "idle": "IDLE", "drain": "DRAIN", "request": "FEE"}
 """Keys of the report, and the heads of their columns. What docs/cli.md says under "Reading the bill"."""
+_BOOKS_TIMEOUT_S = 3600.0
+"""A proof reads the whole journal: about half a minute a million requests."""
 _GIB_US = 1024 * 1_000_000
 
 
@@ -42,7 +44,7 @@ def bill(
         raise usage("--csv and --json exclude each other: choose one")
     now = datetime.now(UTC)
     fields = {"by": by, "since": _instant(since, "--since", now), "until": _instant(until, "--until", now)}
-    api = connect(url, home).api
+    api = connect(url, home).api.patient(_BOOKS_TIMEOUT_S)
     if csv:
         emit(api.get_text("/api/v1/bill.csv", **fields).rstrip("\n"))
         return
@@ -70,7 +72,8 @@ def verify(
     """
     from serve.cli.connect import connect
 
-    result = connect(url, home).api.get("/api/v1/bill/verify", kernel="1" if kernel else None)
+    api = connect(url, home).api.patient(_BOOKS_TIMEOUT_S)
+    result = api.get("/api/v1/bill/verify", kernel="1" if kernel else None)
     if as_json:
         emit_json(result)
     else:

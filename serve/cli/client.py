@@ -53,6 +53,10 @@ class Client:
         self._starting = starting
         self._pool: Any = None
 
+    def patient(self, timeout_s: float) -> Client:
+        """Return a client of the same platform for answers that take as long as there is much to read."""
+        return Client(self.base_url, self._token, starting=self._starting, timeout_s=timeout_s)
+
     def get(self, path: str, **fields: Any) -> dict[str, Any]:
         """Return the JSON object that answers a GET. `fields`: query parameters, without None. Raises CommandError."""
         return self._json("GET", path, fields)

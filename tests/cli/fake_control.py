@@ -39,6 +39,7 @@ class FakePlatform:
     infers: list[bytes] = field(default_factory=list)
     bill_ok: bool = True
     bill: dict[str, Any] = field(default_factory=lambda: BILL)
+    proof_takes_s: float = 0.0
     verification: dict[str, Any] = field(default_factory=dict)
     """Further keys of what `verify` answers."""
 
@@ -95,6 +96,7 @@ def app(state: FakePlatform) -> Starlette:
         return PlainTextResponse("currency,group,cost_nano\nUSD,digits,1500\n")
 
     async def verify(_: Request) -> Response:
+        await asyncio.sleep(state.proof_takes_s)
         problems = [] if state.bill_ok else ["digits-r1-aaaa: a part of its life is negative"]
         return JSONResponse(
             {"ok": state.bill_ok, "lives": 1, "requests": 5, "problems": problems, "notes": ["one torn tail"]}

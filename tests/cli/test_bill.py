@@ -7,9 +7,12 @@ from typing import Any
 import jsonschema
 import pytest
 
+from serve.cli.bill import verify
+from serve.cli.client import Client
+from serve.cli.connect import Connection
 from serve.control.schemas import ANSWERS
 from tests.cli.conftest import Served
-from tests.cli.fake_control import BILL
+from tests.cli.fake_control import BILL, TOKEN
 
 NAMES = ("deployments", "platform", "zygote", "pool", "cache", "unallocated", "overcommitted")
 
@@ -86,3 +89,10 @@ def test_what_is_to_be_looked_at_is_named_and_is_no_failure(served: Served, flag
     assert row == ["digits-r1-aaaa", "closed", "2.000", "0.500", "0.25", "48", "-", "91"]
     assert ("look: digits-r1-aaaa: it used 3.000 core seconds" in result.out) is bool(flags)
     assert f"{len(flags)} replica{'' if flags else 's'} to look at" in result.out
+
+
+def test_a_proof_may_take_longer_than_other_calls(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    hasty = Client(served.url, TOKEN, timeout_s=0.1)
+    monkeypatch.setattr("serve.cli.connect.connect", lambda url, home: Connection(hasty, hasty))
+    served.state.proof_takes_s = 0.5
+    verify(kernel=False, url=None, home=None, as_json=True)
