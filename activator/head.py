@@ -51,6 +51,12 @@ class Head:
             if name in _HEADERS:
                 _HEADERS[name](self, value)
 
+    def describe(self, call: Call) -> None:
+        """Write on a call whose body is there what its head says of it. Raise BadRequest where the two do not fit."""
+        call.codec, call.json_length = self.codec(len(call.body))
+        call.client_id = self.client_id
+        call.trace_id = self.trace_id
+
     def codec(self, body_bytes: int) -> tuple[int, int]:
         """Return codec and length of the JSON part of a body of `body_bytes`. Raise BadRequest where it is longer."""
         json_length = self.json_length

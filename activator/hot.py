@@ -94,7 +94,7 @@ class _HotCall(Call):
         received_ns: int,
     ) -> None:
         deadline_ns = received_ns + gate.timeout_ns
-        wait_until_ns = deadline_ns if head.wait_s is None else head.wait_until_ns(received_ns, deadline_ns)
+        wait_until_ns = head.wait_until_ns(received_ns, deadline_ns)
         super().__init__(request_id, gate.key, b"", 0, 0, received_ns, deadline_ns, wait_until_ns)
         self._app = app
         self._connection = connection
@@ -107,7 +107,7 @@ class _HotCall(Call):
         self._more: list[bytes] | None = None
         """Of the body, behind its first part."""
         self._come_bytes = 0
-        """Of the body; without its first part until something is waited for."""
+        """Of the body; without its first part while nothing was waited for."""
         self.response_complete = False
         parser = connection.parser
         self.keep_alive = parser.should_keep_alive() and parser.get_http_version() != "1.0"
@@ -116,6 +116,8 @@ class _HotCall(Call):
     def body_received(self, part: bytes) -> None:
         if not self.body:
             self.body = part
+            if self._deadline_timer is not None:
+                self._come_bytes += len(part)
             return
         if self._more is None:
             self._more = []
@@ -146,11 +148,8 @@ class _HotCall(Call):
             self._cancel_timer()
             self._gate.room.take(len(self.body) - self._size)
             self._size = len(self.body)
-        head = self._head
-        self.client_id = head.client_id
-        self.trace_id = head.trace_id
         try:
-            self.codec, self.json_length = head.codec(len(self.body))
+            self._head.describe(self)
             self._gate.submit(self)
         except ServeError as error:
             self._gate.room.release(self._size)
@@ -185,11 +184,13 @@ class _HotCall(Call):
             self._app.count_refusal(outcome, self.request_id, self._gate)
             headers, status = error_headers(outcome, self.request_id), outcome.status
             body: bytes | memoryview = orjson.dumps(outcome.body(self.request_id))
+            if not self.dispatched_ns:
+                self.body = b""  # in no replica, so in no record: a connection at rest holds its last call
         else:
             headers, status = answer_headers(self._head, self, outcome), outcome.head.status
             body = outcome.body
             self._app.count(self._gate, self, status)
-            self.body = b""  # accounted: a connection at rest holds its last call
+            self.body = b""  # accounted
         self.response_complete = True
         connection = self._connection
         write_answer(connection.transport, status, headers, body, content_length=len(body), keep_alive=self.keep_alive)

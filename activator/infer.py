@@ -23,11 +23,9 @@ async def infer(
     deadline_ns = received_ns + gate.timeout_ns
     body = await Upload(scope, receive, gate, head, limit, deadline_ns).read()
     try:
-        codec, json_length = head.codec(len(body))
         wait_until_ns = head.wait_until_ns(received_ns, deadline_ns)
-        call = AwaitedCall(request_id, gate.key, body, codec, json_length, received_ns, deadline_ns, wait_until_ns)
-        call.client_id = head.client_id
-        call.trace_id = head.trace_id
+        call = AwaitedCall(request_id, gate.key, body, 0, 0, received_ns, deadline_ns, wait_until_ns)
+        head.describe(call)
         gate.submit(call)
     except BaseException:
         gate.room.release(len(body))
