@@ -63,9 +63,15 @@ PURE = {
     "autoscaler.capacity": set(),
     "activator.pick": {"random"},
     "activator.load": {"serve.core.scaling"},
+    "activator.replay": {"serve.core.scaling"},
     "cache.evict": set(),
     "billing.attribute": set(),
+    "billing.grouping": {"datetime"},
+    "billing.machine": set(),
     "billing.prices": set(),
+    "billing.spans": set(),
+    "serve.control.receipt": {"billing.records.mebibytes", "decimal", "serve.core.revision", "shlex", "statistics"},
+    "serve.control.sample": {"json", "orjson", "serve.core.errors", "serve.core.revision"},
 }
 """No clock, no I/O, no asyncio, no log: they take `now`. Beside CALM modules they may import these."""
 
