@@ -2,7 +2,8 @@
 
 Obeys JSON lines on stdin: `{"op": "sync"}` takes in all the journal holds and answers `{"synced": n}`; `{"op":
 "rebuild"}` does so from the beginning; what fails answers `{"error": sentence}`. End of file takes in the rest and
-exits 0. It works only when told: no timer, no polling. A ledger that cannot be read is set aside and derived anew.
+exits 0. It works only when told: no timer, no polling. A ledger that cannot be read is set aside and derived anew; one
+that was deleted, or moved away, is derived anew, too.
 """
 
 from __future__ import annotations
@@ -71,6 +72,9 @@ class _Desk:
     def sync(self) -> int:
         """Take in what is new; return the number of records."""
         try:
+            if not self.ledger.is_in_place():
+                self.ledger.close()
+                self.ledger = Ledger(self._path)
             return self.ledger.ingest(self._journal)
         except LedgerUnreadable as error:
             self.ledger.close()

@@ -88,6 +88,8 @@ class Ledger:
             if is_damage(error):
                 raise LedgerUnreadable(f"the ledger {path} is damaged ({error})") from error
             raise LedgerError(f"the ledger {path} cannot be opened ({error}): make its folder writable") from error
+        self._path = path
+        self._file = _file_at(path)
         self._apply: dict[str, Callable[[dict[str, Any]], str | None]] = {
             "request": self._request,
             "checkpoint": self._life,
@@ -121,6 +123,10 @@ class Ledger:
         """Return {(writer, file): bytes taken in}."""
         rows = self.connection.execute("SELECT writer, file, offset FROM files")
         return {(writer, file): offset for writer, file, offset in rows}
+
+    def is_in_place(self) -> bool:
+        """Return whether readers find this ledger: not where somebody deleted it, or moved it, or set it aside."""
+        return self._file is not None and _file_at(self._path) == self._file
 
     def close(self) -> None:
         self.connection.close()
@@ -195,6 +201,14 @@ class Ledger:
         self.connection.execute(_WRITER, record)
         self._moment(record)
         self.connection.executemany(_GONE, [(writer,) for writer in record["gone"]])
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def derived_anew(path: Path) -> Ledger:

@@ -177,3 +177,16 @@ def test_a_hundred_thousand_requests_sum_to_the_life_they_used(journal: Journal,
     result = verify(tmp_path / "ledger.db", tmp_path / "journal")
     assert result.problems == []
     assert (result.lives, result.requests) == (1, 100_001)
+
+
+def test_a_ledger_that_is_deleted_under_it_is_derived_anew(journal: Journal, tmp_path: Path) -> None:
+    busy_life(journal, 2000)
+    ledger = tmp_path / "ledger.db"
+    with running(tmp_path / "journal", ledger) as process:
+        known = process.sync()
+        ledger.unlink()
+        assert process.sync() == known
+        ledger.rename(tmp_path / "elsewhere.db")
+        assert process.sync() == known
+        assert process.sync() == {"synced": 0}
+        assert verify(ledger, tmp_path / "journal").ok
