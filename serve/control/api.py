@@ -21,13 +21,14 @@ from serve.control import answers, views
 from serve.control.answers import json_response
 from serve.control.deployments import Deployments
 from serve.control.guard import REQUEST_ID, Guard, error_response
-from serve.control.lines import Lines, stream
+from serve.control.json_lines import JsonLines, stream
 from serve.control.openapi import ApiRoute, openapi
-from serve.control.ports import Books
+from serve.control.ports import Books, Forecaster
 from serve.control.publish import Publication, Publisher
 from serve.control.registry import Deployment
 from serve.control.replica_logs import FOLLOW_INTERVAL_S, LogReader, drop_logs
 from serve.control.uploads import Uploads
+from serve.control.what_if import changed_spec
 from serve.control.wire import DeployBody, RollbackBody, parse
 from serve.core.errors import MethodNotAllowed, NotFound, PublishError, ServeError
 from serve.core.home import Home
@@ -48,6 +49,7 @@ class Control:
     deployments: Deployments
     publisher: Publisher
     books: Books
+    forecaster: Forecaster
     home: Home
     platform: Callable[[], dict[str, Any]]
     """What `/platform` says besides deployments and store."""
@@ -85,6 +87,7 @@ class Api:
             ApiRoute("GET", one + "/history", self.history),
             ApiRoute("POST", one + "/rollback", self.rollback, body=RollbackBody),
             ApiRoute("GET", one + "/explain", self.explain),
+            ApiRoute("GET", one + "/what-if", self.what_if, query=("changes", "since", "until")),
             ApiRoute("GET", one + "/logs", self.logs, query=("follow", "request_id", "tail"), answer=lines),
             ApiRoute("PUT", "/blobs/{sha256}", uploads.put_blob, body="application/octet-stream", created=True),
             ApiRoute("GET", "/bill", self.bill, query=span),
@@ -144,6 +147,16 @@ class Api:
     async def explain(self, request: Request) -> Response:
         """Say why replicas of a deployment started and stopped, oldest first."""
         return json_response(views.decisions(self._deployments, self._find(request).name))
+
+    async def what_if(self, request: Request) -> Response:
+        """Say what other settings of the serving revision would have cost, and who would have waited.
+
+        Its recorded traffic between `since` and `until` is simulated as it was, and with `changes`: `idle=10s,max=4`.
+        """
+        revision = self._find(request).current.revision
+        changed = changed_spec(revision.spec, request.query_params.get("changes", ""))
+        since_ns, until_ns = answers.span(request)
+        return json_response(await self._control.forecaster.forecast(revision, changed, since_ns, until_ns))
 
     async def logs(self, request: Request) -> ASGIApp:
         """Return what the replicas wrote, as JSON lines `{time?, replica, line}`.
@@ -220,7 +233,7 @@ class Api:
         return folder
 
 
-async def _publish(publication: Publication, wait_s: float, lines: Lines) -> None:
+async def _publish(publication: Publication, wait_s: float, lines: JsonLines) -> None:
     def progress(step: str, message: str, *, done_bytes: int | None = None, total_bytes: int | None = None) -> None:
         line: dict[str, Any] = {"event": "progress", "step": step, "message": message}
         sizes = {"done_bytes": done_bytes, "total_bytes": total_bytes}
@@ -240,7 +253,7 @@ async def _publish(publication: Publication, wait_s: float, lines: Lines) -> Non
         lines.put({"event": "failed"} | ServeError("internal error: the platform's log tells more").body())
 
 
-async def _read_logs(reader: LogReader, count: int, follows: bool, lines: Lines) -> None:
+async def _read_logs(reader: LogReader, count: int, follows: bool, lines: JsonLines) -> None:
     for line in await asyncio.to_thread(reader.tail, count):
         lines.put(line)
     await lines.flush()

@@ -10,7 +10,7 @@ import orjson
 from starlette.types import Receive, Send
 
 
-class Lines:
+class JsonLines:
     """The lines of one answer. Owned by its request."""
 
     def __init__(self, send: Send) -> None:
@@ -43,11 +43,11 @@ class _ClientLeftError(Exception):
     pass
 
 
-async def stream(receive: Receive, send: Send, work: Callable[[Lines], Awaitable[None]]) -> None:
+async def stream(receive: Receive, send: Send, work: Callable[[JsonLines], Awaitable[None]]) -> None:
     """Answer 200 with the lines that `work` puts. A client that leaves cancels `work`."""
     headers = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    lines = Lines(send)
+    lines = JsonLines(send)
     has_left = False
     try:
         async with asyncio.TaskGroup() as group:
