@@ -100,14 +100,16 @@ class LifeAccount:
         """
         if self._exit_ns is not None:
             return Share(0, 0)
-        self.ready(usage.entered_ns, now_ns)
+        if self._ready_ns is None:
+            self.ready(usage.entered_ns, now_ns)
         self.busy_reported(usage.left_ns, usage.total_busy_ns, now_ns)
         cold_ns = self._cold_ns(self._seen_ns)
         before_us = (cold_ns + self._billed_ns) // NS_PER_US
-        billed_ns = min(self._billed_ns + max(0, usage.share_ns), self._busy_ns)
-        if billed_ns != self._billed_ns + usage.share_ns:
+        share_ns = usage.share_ns
+        if not 0 <= share_ns <= self._busy_ns - self._billed_ns:
             self.bounded = True
-        self._billed_ns = billed_ns
+            share_ns = max(0, min(share_ns, self._busy_ns - self._billed_ns))
+        self._billed_ns += share_ns
         busy_us = (cold_ns + self._billed_ns) // NS_PER_US - before_us
         if self._cold_given:
             return Share(busy_us, 0)
@@ -120,12 +122,15 @@ class LifeAccount:
             return
         at_ns = self._possible(at_ns, now_ns)
         self._seen(at_ns)
-        possible_ns = max(0, min(total_busy_ns, at_ns - self._ready_ns))
-        if possible_ns != total_busy_ns or possible_ns < self._busy_ns:
+        # On the hot path: what is in bounds, as nearly all is, costs comparisons and no calls. So below and above.
+        most_ns = at_ns - self._ready_ns if at_ns > self._ready_ns else 0
+        if not self._busy_ns <= total_busy_ns <= most_ns:
             self.bounded = True
-        if possible_ns > self._busy_ns:
-            self._add_busy(at_ns, possible_ns - self._busy_ns)
-        self._reported_ns = max(self._reported_ns, at_ns)
+            total_busy_ns = min(total_busy_ns, most_ns)
+        if total_busy_ns > self._busy_ns:
+            self._add_busy(at_ns, total_busy_ns - self._busy_ns)
+        if at_ns > self._reported_ns:
+            self._reported_ns = at_ns
 
     def drain(self, at_ns: int) -> None:
         """The replica takes nothing new. What is still inside keeps it busy: busy wins over drain."""
@@ -191,10 +196,13 @@ class LifeAccount:
 
     def _possible(self, at_ns: int, now_ns: int) -> int:
         """Return a reported time, or the nearest one that can be: within this life, and not in the future."""
+        if self._assigned_ns <= at_ns <= now_ns:
+            return at_ns
         possible_ns = max(self._assigned_ns, min(at_ns, now_ns))
         if possible_ns != at_ns:
             self.bounded = True
         return possible_ns
 
     def _seen(self, at_ns: int) -> None:
-        self._seen_ns = max(self._seen_ns, at_ns)
+        if at_ns > self._seen_ns:
+            self._seen_ns = at_ns
