@@ -218,7 +218,7 @@ class Gate:
         for call, *_ in answers:
             if not call.is_left:
                 self._ended(call, now_ns)
-        if self._line:
+        if self._line.fresh or self._line.suspects:
             self._dispatch_waiting(now_ns)
         written: list[tuple[Call, Reply]] = []
         for call, head, usage, body in answers:

@@ -70,14 +70,16 @@ class AnswerWriter:
             self._is_refused = True
             self._blocked(error)
             # The disk may have taken some before it was full: they are on the books, so their callers get them.
-            count = len(self._held)
             first = (n for n, (call, _) in enumerate(self._held) if self._journal.is_buffered(call.request_id))
-            self._written(next(first, count))
+            count = next(first, len(self._held))
+            written, self._held = self._held[:count], self._held[count:]
+            self._written(written)
             return
         if self._is_refused:
             self._is_refused = False
             self._unblocked()
-        self._written(len(self._held))
+        written, self._held = self._held, []
+        self._written(written)
         for callback in self._on_written:
             callback()
 
@@ -118,14 +120,13 @@ class AnswerWriter:
 
     # Within ---------------------------------------------------------------------------------------------------------
 
-    def _written(self, count: int) -> None:
-        """The records of the first `count` answers that are held are written."""
-        held, self._held = self._held[:count], self._held[count:]
-        if self.waits_for_sync and held:
-            self._unsynced += held
+    def _written(self, answers: Answers) -> None:
+        """The records of these answers, which were held, are written."""
+        if self.waits_for_sync and answers:
+            self._unsynced += answers
             self._watch()
         else:
-            _let_go(held)
+            _let_go(answers)
 
     def _blocked(self, error: JournalError) -> None:
         self._metrics.journal_errors.inc()
