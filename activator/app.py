@@ -23,8 +23,6 @@ from serve.core.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-_HOT_PREFIX, _HOT_SUFFIX = b"/v2/models/", b"/infer"
-
 
 class Activator:
     """The Open Inference Protocol over REST. Owned by the event loop."""
@@ -82,9 +80,7 @@ class Activator:
 
     def hot_gate(self, url: bytes) -> Gate | None:
         """Return the gate for the exact URL of a deployment's infer path; None sends the request through ASGI."""
-        if url.startswith(_HOT_PREFIX) and url.endswith(_HOT_SUFFIX):
-            return self.router.gate_for(url[len(_HOT_PREFIX) : -len(_HOT_SUFFIX)])
-        return None
+        return self.router.gate_for(url)
 
     def count(self, gate: Gate, call: Call, status: int) -> None:
         """Count an answer a replica gave."""

@@ -58,6 +58,7 @@ class ReplicaConnection:
         "_next_stream",
         "_sink",
         "cold_phases",
+        "id",
         "in_flight",
         "info",
         "is_exclusive",
@@ -69,6 +70,7 @@ class ReplicaConnection:
 
     def __init__(self, info: ReplicaInfo, sink: AnswerSink, events: EventSink) -> None:
         self.info = info
+        self.id: ReplicaId = info.id
         self.link: Link | None = None
         self.is_open = False
         """Ready and not retired: new calls may go to it."""
@@ -85,10 +87,6 @@ class ReplicaConnection:
         self._events = events
         self._next_stream = 1
         self._is_lost = False
-
-    @property
-    def id(self) -> ReplicaId:
-        return self.info.id
 
     @property
     def is_empty(self) -> bool:

@@ -48,9 +48,9 @@ class HotDoor:
 
     def admit(self, connection: FrontDoorProtocol) -> HotRequest | None:
         gate = self._app.hot_gate(connection.url)
-        version = connection.parser.get_http_version()
         if gate is None or connection.parser.get_method() != b"POST" or connection.flow.write_paused:
             return None
+        version = connection.parser.get_http_version()
         if version != "1.1" and version != "1.0":
             return None
         received_ns = self._clock.monotonic_ns()
@@ -61,7 +61,8 @@ class HotDoor:
         size = head.content_length
         if size is None or size > self._body_bytes or head.is_special or not gate.room.try_reserve(size):
             return None
-        return _HotCall(self._app, connection, gate, head, size, self._ids.next(), received_ns)
+        keep_alive = version == "1.1" and connection.parser.should_keep_alive()
+        return _HotCall(self._app, connection, gate, head, size, self._ids.next(), received_ns, keep_alive)
 
 
 class _HotCall(Call):
@@ -92,6 +93,7 @@ class _HotCall(Call):
         size: int,
         request_id: RequestId,
         received_ns: int,
+        keep_alive: bool,
     ) -> None:
         deadline_ns = received_ns + gate.timeout_ns
         wait_until_ns = head.wait_until_ns(received_ns, deadline_ns)
@@ -109,8 +111,7 @@ class _HotCall(Call):
         self._come_bytes = 0
         """Of the body; without its first part while nothing was waited for."""
         self.response_complete = False
-        parser = connection.parser
-        self.keep_alive = parser.should_keep_alive() and parser.get_http_version() != "1.0"
+        self.keep_alive = keep_alive
         """The connection sets it False when no more is asked on it."""
 
     def body_received(self, part: bytes) -> None:

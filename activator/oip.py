@@ -38,6 +38,11 @@ class Target:
         """`infer`, `ready` or "" (metadata)."""
 
 
+def infer_url(name: str) -> bytes:
+    """Return the URL as most callers write it that infers with the deployment's current version."""
+    return b"/v2/models/%b/infer" % name.encode()
+
+
 def parse_path(path: str) -> Target | None:
     """Return the target of `/v2/models/NAME[/versions/V][/ready|/infer]`, or None for another path."""
     parts = path.split("/")

@@ -36,6 +36,8 @@ class RequestReader(HttpToolsProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._is_in_head = False
+        self._begun_s = 0.0
+        """When the first read ended in the midst of this head; 0 before."""
         self._is_partial = False
         """A request has begun and not all of it is there."""
         self._is_deaf = False
@@ -105,6 +107,7 @@ class RequestReader(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self._is_in_head = self._is_progress = self._is_partial = True
+        self._begun_s = 0.0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_in_head:  # what follows a chunked body is nobody's business

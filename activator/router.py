@@ -67,8 +67,8 @@ class Router:
         self._gates: dict[RevisionKey, Gate] = {}
         """By revision. One that is removed stays until its last replica is gone."""
         self._replicas: dict[ReplicaId, tuple[Gate, ReplicaConnection]] = {}
-        self._by_name: dict[bytes, tuple[Route, Gate | None]] = {}
-        """Routes by the name as it stands in a URL; the gate where only one revision takes calls."""
+        self._by_url: dict[bytes, tuple[Route, Gate | None]] = {}
+        """Routes by the URL that infers; the gate where only one revision takes calls."""
 
     # What the control plane says ------------------------------------------------------------------------------------
 
@@ -99,12 +99,12 @@ class Router:
         """Send the deployment's calls where `route` says, from now on."""
         self.routes[route.name] = route
         only = self._gates[RevisionKey(route.name, route.weights[0][0])] if len(route.weights) == 1 else None
-        self._by_name[route.name.encode()] = (route, only)
+        self._by_url[oip.infer_url(route.name)] = (route, only)
 
     def unroute(self, name: str) -> None:
         """The deployment is gone: new calls get 404."""
         self.routes.pop(name, None)
-        self._by_name.pop(name.encode(), None)
+        self._by_url.pop(oip.infer_url(name), None)
         self._metrics.forget(name)
 
     def queue_status(self, key: RevisionKey) -> tuple[int, int, int]:
@@ -164,9 +164,9 @@ class Router:
             raise ModelFailed(f"'{route.name}' has no revision whose model is in the store; deploy it again")
         return self._chosen(route)
 
-    def gate_for(self, name: bytes) -> Gate | None:
-        """Return what `resolve` would for the current version of `name`; None where it would refuse."""
-        known = self._by_name.get(name)
+    def gate_for(self, url: bytes) -> Gate | None:
+        """Return what `resolve` would for the deployment whose infer URL this is; None where it would refuse."""
+        known = self._by_url.get(url)
         if known is None or self.is_draining or self._accounts.writer.is_blocked:
             return None
         route, only = known

@@ -44,8 +44,6 @@ class WatchedReader(RequestReader):
         self.stall_s = limits.stall_s
         """Without a byte of a body, or of an answer being taken: less while the door closes."""
         self.idle_since_s = 0.0
-        self._begun_s = 0.0
-        """When the first read ended in the midst of this head; 0 before."""
         self._read_s = 0.0
         """When something of a request came that is not wholly there."""
         self._timer: asyncio.TimerHandle | None = None
@@ -66,10 +64,6 @@ class WatchedReader(RequestReader):
         super().data_received(data)
         if self._is_partial and not self._is_deaf:
             self._part_received()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._begun_s = 0.0
 
     def end(self) -> None:
         self._is_deaf = True
