@@ -137,11 +137,11 @@ def test_the_exec_driver_tells_the_same_story(start: StartPlatform) -> None:
     verified(platform)
 
 
-def test_fifty_deployments_at_zero_are_no_process_and_each_answers(start: StartPlatform, tmp_path: Path) -> None:
+def test_a_dozen_deployments_at_zero_are_no_process_and_each_answers(start: StartPlatform, tmp_path: Path) -> None:
     platform = start()
     platform.deploy(MODEL, "--idle", "0s")
     digest = platform.get("/deployments/digits/history")["revisions"][0]["digest"]
-    for number in range(50):
+    for number in range(12):
         file = {"path": "model.onnx", "size": MODEL.stat().st_size, "sha256": _sha256(MODEL)}
         body = {"spec": {"name": f"d{number}", "idle": 0}, "model": {"file": "model.onnx", "files": [file]}}
         answer = platform.api("POST", "/deployments", json=body)
@@ -149,10 +149,10 @@ def test_fifty_deployments_at_zero_are_no_process_and_each_answers(start: StartP
     platform.wait_for_zero()
     assert {role: len(pids) for role, pids in platform.processes().items()} == {"platform": 1, "ledger": 1, "zygote": 1}
     listing = platform.get("/deployments")["deployments"]
-    assert len(listing) == 51
+    assert len(listing) == 13
     assert {item["state"] for item in listing} == {"cold"}
-    for name in ("d0", "d25", "d49"):
-        answer = platform.infer(name, THREE)
+    for number in range(12):
+        answer = platform.infer(f"d{number}", THREE)
         assert (labels(answer.json()), answer.headers["x-serve-cold-start"]) == ([3], "1")
     assert platform.get("/deployments/d7/history")["revisions"][0]["digest"] == digest
     assert platform.get("/platform")["store"]["used_bytes"] == MODEL.stat().st_size, "one copy of the bytes"
