@@ -32,8 +32,9 @@ class Line:
 
     def put_back(self, suspects: Sequence[Call], never_sent: Sequence[Call]) -> None:
         """Let these go first, in this order. What their callers said of waiting was met when they went."""
-        for part, calls in ((self.suspects, suspects), (self.fresh, never_sent)):
+        for calls in (never_sent, suspects):
             for call in reversed(calls):
+                part = self.suspects if call.tries else self.fresh
                 call.wait_until_ns = call.deadline_ns
                 part[call] = None
                 part.move_to_end(call, last=False)

@@ -80,7 +80,7 @@ class FrontDoorProtocol(WatchedReader):
         url, headers = self.url, self.headers
         HttpToolsProtocol.on_message_begin(self)
         self.url, self.headers[:] = url, headers
-        self.expect_100_continue = any(
+        self.expect_100_continue = self.parser.get_http_version() != "1.0" and any(
             name == b"expect" and value.lower() == b"100-continue" for name, value in headers
         )
         HttpToolsProtocol.on_headers_complete(self)
@@ -188,6 +188,8 @@ class FrontDoorProtocol(WatchedReader):
             on_leave()
 
     def on_response_complete(self) -> None:
+        if isinstance(self._active, RequestResponseCycle):
+            self._active.body = bytearray()  # nobody read a refused one: it would rest with the connection
         if self.transport.is_closing():
             if self.transport.get_write_buffer_size():
                 self.look_within(self.stall_s)

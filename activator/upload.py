@@ -105,7 +105,7 @@ class Upload:
             raise ClientLeft
         try:
             async with asyncio.timeout(gate.left_s(self._deadline_ns)) as limit:
-                self._scope[ON_LEAVE] = lambda: limit.reschedule(0.0)
+                self._scope[ON_LEAVE] = lambda: None if limit.expired() else limit.reschedule(0.0)
                 self._granted = await room.wait(self._size, again=self._was_called)
                 self._was_called = True
         except TimeoutError:

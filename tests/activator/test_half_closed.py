@@ -47,6 +47,15 @@ async def test_a_half_closed_client_of_http_1_0_is_sent_nothing_but_its_answer(t
         assert (await wire.rest()).startswith(b"HTTP/1.1 200 ")
 
 
+async def test_a_client_of_http_1_0_is_not_told_to_continue(tmp_path: Path) -> None:
+    async with harness(tmp_path) as it, dial(it) as wire:
+        (await it.start(it.deploy())).auto = lambda inside: inside.answer()
+        wire.send(head("expect: 100-continue", version="1.0"))
+        await asyncio.sleep(0.05)
+        wire.send(BODY)
+        assert (await wire.rest()).startswith(b"HTTP/1.1 200 ")
+
+
 @pytest.mark.parametrize("request_bytes", [REQUEST, SLOW], ids=["hot", "asgi"])
 @pytest.mark.parametrize("how", ["closes", "resets"])
 async def test_who_leaves_while_its_request_runs_frees_slot_and_work(

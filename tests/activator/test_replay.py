@@ -164,6 +164,20 @@ def test_user_code_that_the_request_never_reached_is_run_by_another_replica(user
     assert user_code.reply_of(call) is not None
 
 
+def test_a_suspect_that_never_reached_its_next_replica_is_still_one(world: GateWorld) -> None:
+    doomed, serving = start(world), start(world)
+    suspect, other = ask(world, 2)
+    dead = start(world)
+    dead.paper.link._is_hung_up = True  # it died, and nobody has noticed yet
+    die(world, doomed)
+    assert suspect in dead.connection.outstanding.values()
+    die(world, dead)
+    assert suspect.tries == 1, "the second never had it"
+    assert list(serving.connection.outstanding.values()) == [other], "it would not be alone"
+    answer(world, serving)
+    assert list(serving.connection.outstanding.values()) == [suspect]
+
+
 def test_a_replica_that_hangs_is_reported_though_it_is_retired(world: GateWorld) -> None:
     hanging = start(world)
     ask(world)

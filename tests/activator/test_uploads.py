@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from activator.inflate import PIECE_BYTES, Inflater
+from activator.server import ON_LEAVE
 from serve.core.errors import BadRequest
 from tests.activator.harness import BODY, harness, infer, text, until
 from tests.activator.wire import CHUNKED, chunk, dial, head
@@ -146,7 +147,9 @@ async def test_a_small_body_that_finds_no_room_in_the_midst_of_coming_is_told_to
         key = it.deploy(queue_bytes=100)
         (await it.start(key)).auto = lambda inside: inside.answer()
         for held_bytes, wire in enumerate((first, second), 1):
-            wire.send(head(length=90) + b"x")
+            wire.send(head(length=90))
+            await it.turn()  # the head alone, then a first part of the body
+            wire.send(b"x")
             await until(lambda held_bytes=held_bytes: it.router.queue_status(key)[1] == held_bytes)  # type: ignore[misc]
         first.send(b"x" * 80)
         await until(lambda: it.router.queue_status(key)[1] == 82)
@@ -173,3 +176,19 @@ async def test_who_leaves_while_it_waits_for_room_leaves_the_line(
             leaving.send(head(length=900_000) + b"x" * 10)
             await until(lambda: it.router.queue_status(key)[1] == 100_010)
         await until(lambda: it.router.queue_status(key) == (1, 100_000, 0))
+
+
+async def test_who_leaves_in_the_instant_in_which_its_time_is_up_does_no_harm(tmp_path: Path) -> None:
+    broken: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: broken.append(context))
+    async with harness(tmp_path) as it, dial(it) as first, dial(it) as leaving:
+        key = it.deploy(queue_bytes=100_000)
+        first.send(head(length=100_000) + b"x" * 100_000)
+        await until(lambda: it.router.queue_status(key)[0] == 1)
+        leaving.send(head(length=900_000) + b"x" * 10)
+        await until(lambda: it.router.queue_status(key)[1] == 100_010)
+        (connection,) = (some for some in it.door.connections if ON_LEAVE in some.cycle.scope and some.cycle.more_body)
+        connection.cycle.scope[ON_LEAVE]()  # type: ignore[literal-required]
+        connection.transport.abort()
+        await until(lambda: it.router.queue_status(key) == (1, 100_000, 0))
+    assert broken == []
