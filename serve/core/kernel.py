@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-PROC = Path("/proc")
-CGROUPS = Path("/sys/fs/cgroup")
+from serve.core.cgroups import CGROUPS, PROC, groups
+
 _US_PER_S = 1_000_000
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -80,7 +80,9 @@ def cgroup_cpu_us(pid: int, proc: Path = PROC, cgroups: Path = CGROUPS) -> int |
 
     None where it shares its group with others, or the group cannot be read.
     """
-    for folder in _cgroup_folders(pid, proc, cgroups):
+    for root, folder in groups("cpuacct", str(pid), proc, cgroups):
+        if folder == root:
+            continue
         try:
             if (folder / "cgroup.procs").read_text().split() != [str(pid)]:
                 continue
@@ -97,23 +99,6 @@ def _cpu_us(name: str, text: str) -> int | None:
         return int(text) // 1000  # nanoseconds
     found = dict(line.split() for line in text.splitlines())
     return int(found["usage_usec"]) if "usage_usec" in found else None
-
-
-def _cgroup_folders(pid: int, proc: Path, cgroups: Path) -> list[Path]:
-    """Return the folders of a process's groups that may count processor time."""
-    try:
-        lines = (proc / str(pid) / "cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    folders = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            folders += [cgroups / path.lstrip("/"), cgroups / "unified" / path.lstrip("/")]
-        elif "cpuacct" in controllers.split(","):
-            folders += [cgroups / name / path.lstrip("/") for name in (controllers, "cpuacct")]
-    # A root group is the whole machine's.
-    return [folder for folder in folders if folder not in (cgroups, cgroups / "unified", cgroups / "cpuacct")]
 
 
 def _text(path: Path) -> str:

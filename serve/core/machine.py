@@ -7,7 +7,7 @@ import os
 import resource
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
+from serve.core.cgroups import groups
 
 
 def memory_bytes() -> int:
@@ -48,25 +48,8 @@ def _limits(controller: str, names: tuple[str, ...]) -> list[int]:
 
 
 def cgroup_folders(controller: str) -> list[Path]:
-    """Return this process's cgroup folders for `controller` (v1 or v2), its own first, then those above it.
-
-    Every one of them limits.
-    """
-    folders: list[Path] = []
-    for line in _read(Path("/proc/self/cgroup")).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root = _CGROUP
-        elif controller in controllers.split(","):
-            root = _CGROUP / controllers if (_CGROUP / controllers).exists() else _CGROUP / controller
-        else:
-            continue
-        folder = root / path.lstrip("/")
-        while folder != root and root in folder.parents:
-            folders.append(folder)
-            folder = folder.parent
-        folders.append(root)
-    return folders
+    """Return this process's cgroup folders for `controller`, its own first, then those above it. Every one limits."""
+    return [folder for group in groups(controller) for folder in group.upwards()]
 
 
 def _read(path: Path) -> str:
