@@ -120,10 +120,10 @@ def children_of_ours() -> set[int]:
         if not entry.name.isdecimal():
             continue
         try:
-            stat = (entry / "stat").read_text()
+            stat = (entry / "stat").read_bytes()  # a process may be named by any bytes
         except OSError:
             continue
-        parent = stat[stat.rindex(")") + 2 :].split()[1]
+        parent = stat[stat.rindex(b")") + 2 :].split()[1]
         if int(parent) == os.getpid():
             children.add(int(entry.name))
     return children

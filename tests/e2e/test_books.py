@@ -81,7 +81,7 @@ def test_a_damaged_ledger_is_derived_anew_at_the_start_and_the_bill_is_the_same(
     platform.deploy(MODEL, "--idle", "1s")
     for _ in range(3):
         platform.infer("digits", THREE)
-    platform.wait_for_zero()
+    wait_until(lambda: not platform.get("/deployments/digits")["replicas"], "the life is closed in the books")
     before = platform.get("/bill")
     platform.stop()
     platform.home.ledger.write_bytes(b"this is no database " * 1000)
