@@ -32,7 +32,7 @@ from activator.head import error_headers
 from activator.limits import Limits, within
 from activator.router import Router
 from activator.server import CYCLE, respond
-from autoscaler.drivers.base import Driver, DriverError
+from autoscaler.drivers.base import DriverError
 from autoscaler.drivers.exec import ExecDriver
 from autoscaler.drivers.local import LocalDriver
 from autoscaler.loop import Autoscaler
@@ -88,7 +88,7 @@ class Platform:
         self._drained_by_ns = 0
         self._prices = load_price_book(home.prices)
         writer = new_writer_id()
-        self.ledger = LedgerProcess(home.journal, home.ledger, lifecycle)
+        self.ledger = LedgerProcess(home.journal, home.ledger, lifecycle, lambda: self.driver.other_killed())
         journal = Journal(home.journal, writer, self.clock)
         self.accounts = Accounts(journal, self._prices, self.clock, self.metrics, settings.checkpoint_interval)
         policy = SyncPolicy(settings.journal_sync)
@@ -100,7 +100,7 @@ class Platform:
         self.router = Router(self.ids, self.clock, self.accounts, self.metrics)
         self.activator = Activator(self.router, self.ids, self.clock, self.metrics, int(settings.body_limit))
         self.store = ModelStore(home.store, int(settings.store_budget), self.clock)
-        self.driver: Driver = LocalDriver(home.path) if settings.driver == "local" else ExecDriver(home.path)
+        self.driver = LocalDriver(home.path) if settings.driver == "local" else ExecDriver(home.path)
         self._machine = MachineRecorder(journal, self.accounts.writer, self.clock, self._own_pids)
         self.autoscaler = Autoscaler(
             ScalingSurroundings(

@@ -34,6 +34,10 @@ class ExecDriver:
         self._replicas = Replicas(clock or SystemClock())
         self._children = Children()
 
+    def other_killed(self) -> None:
+        """A process of the platform that is no replica was killed: where the kernel did it, no replica is blamed."""
+        self._replicas.oom_kills.take()
+
     async def open(self) -> None:
         become_subreaper()
         sweep(self._home)

@@ -27,11 +27,15 @@ class LocalDriver:
     def __init__(self, home: Path, *, flavour: str = "onnx", clock: Clock | None = None) -> None:
         self._home = home
         self._replicas = Replicas(clock or SystemClock())
-        self._zygote = Zygote(home, flavour)
+        self._zygote = Zygote(home, flavour, self.other_killed)
 
     @property
     def zygote_pid(self) -> int | None:
         return self._zygote.pid
+
+    def other_killed(self) -> None:
+        """A process of the platform that is no replica was killed: where the kernel did it, no replica is blamed."""
+        self._replicas.oom_kills.take()
 
     async def open(self) -> None:
         become_subreaper()

@@ -15,11 +15,20 @@ class OomKills:
         self._counter = counter or _find_counter()
         self._explained = self._read()
 
-    def take(self) -> bool:
-        """Return True if one more process was killed for memory than was asked about; each kill counts once."""
-        if self._read() <= self._explained:
+    def so_far(self) -> int:
+        """Return how many kills were counted until now: none of them was of a process that begins after this."""
+        return self._read()
+
+    def take(self, before: int = 0) -> bool:
+        """Return True if one more process was killed for memory than was asked about; each kill counts once.
+
+        `before`: what `so_far` said when the dead process began. Asked for every process of ours that SIGKILL ended
+        and we did not send it to: a kill that nobody took would be blamed on the next one.
+        """
+        explained = max(self._explained, before)
+        if self._read() <= explained:
             return False
-        self._explained += 1
+        self._explained = explained + 1
         return True
 
     def _read(self) -> int:

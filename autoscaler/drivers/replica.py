@@ -96,6 +96,7 @@ class ReplicaLife:
         self._status: ExitStatus | None = None
         self._kill_reason: ExitReason | None = None
         self._is_draining = False
+        self._oom_kills_before = replicas.oom_kills.so_far()
         self._failed: Failed | None = None
         self.over: asyncio.Future[None] = self._loop.create_future()
         """Resolves after the observer heard of the exit."""
@@ -194,7 +195,7 @@ class ReplicaLife:
         if status.code == 0:
             # Without an order: its socket was closed, which is how the platform lets go of a replica, or SIGTERM.
             return ExitReason.DRAINED if self._is_draining else ExitReason.STOPPED
-        if status.signal == signal.SIGKILL and self._replicas.oom_kills.take():
+        if status.signal == signal.SIGKILL and self._replicas.oom_kills.take(self._oom_kills_before):
             return ExitReason.OUT_OF_MEMORY
         return ExitReason.CRASHED
 

@@ -11,13 +11,15 @@ import itertools
 import json
 import logging
 import os
+import signal
 import socket
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from autoscaler.drivers.base import DriverError
 from autoscaler.drivers.environment import REPLICA_ID_BYTES, runtime_environment
-from autoscaler.drivers.processes import CLOSE_S, ChildProcess, Children, spawn
+from autoscaler.drivers.processes import CLOSE_S, ChildProcess, Children, ExitStatus, spawn
 from autoscaler.drivers.replica import ReplicaLog
 
 log = logging.getLogger(__name__)
@@ -86,8 +88,10 @@ class Zygote:
     given to the next.
     """
 
-    def __init__(self, home: Path, flavour: str) -> None:
+    def __init__(self, home: Path, flavour: str, on_killed: Callable[[], None] = lambda: None) -> None:
+        """`on_killed`: told when SIGKILL, which nobody here sent, ended a zygote or what it was forking."""
         self._home = home
+        self._on_killed = on_killed
         self._flavour = flavour
         self._log_file = home / "logs" / f"zygote-{flavour}.log"
         self._log: ReplicaLog | None = None
@@ -174,10 +178,13 @@ class Zygote:
             with theirs, contextlib.closing(ReplicaLog(self._log_file)) as self._log:
                 pid = spawn("runtime.zygote", arguments, environment, self._log.fd, [theirs.fileno()])
             # Its session holds what it is just forking, which may still report itself and outlive it.
-            return self._children.adopt(pid, session_grace_s=SESSION_GRACE_S), ours
+            process = self._children.adopt(pid, session_grace_s=SESSION_GRACE_S)
+            process.exited.add_done_callback(self._exited)
         except BaseException:
             ours.close()
             raise
+        else:
+            return process, ours
 
     def _send(self) -> None:
         while (
@@ -246,6 +253,7 @@ class Zygote:
     def _stillborn(self, fork: Fork | None, why: str) -> None:
         """Nobody heard of the replica, so there is none: it leaves by itself, and is ours to reap."""
         assert self._process is not None
+        self._on_killed()
         for delay_s in _STILLBORN_S:
             asyncio.get_running_loop().call_later(delay_s, self._process.reap_session)
         if fork is not None:
@@ -276,6 +284,7 @@ class Zygote:
         self._watchdog = None
         self._sentence = f"it said nothing for {silent_s:.0f} s and was killed"
         if self._process is not None:
+            self._process.exited.remove_done_callback(self._exited)
             # The end of its socket follows, and with it the next zygote.
             self._process.kill()
 
@@ -288,6 +297,10 @@ class Zygote:
             self._control = None
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
+
+    def _exited(self, status: asyncio.Future[ExitStatus]) -> None:
+        if status.result().signal == signal.SIGKILL and not self._is_closed:
+            self._on_killed()
 
     def _lost(self) -> None:
         """The zygote is gone, and no report of it is still to come."""

@@ -111,7 +111,7 @@ class ControlPlane:
                 raise SourceChanged(f"{shown_url(url)} is another model now")
             await self._around.store.publish(manifest)
             await self.deployments.returned(digest)
-        except ServeError as error:
+        except (ServeError, OSError) as error:  # such as a disk that fails again, or no descriptor free
             log.error("a damaged model was not fetched again: deploy it again", extra={"error": str(error)})
         else:
             log.warning("a damaged model was fetched again", extra={"digest": digest, "url": shown_url(url)})

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
 from pathlib import Path
 
 from serve.core.lifecycle import Lifecycle
@@ -18,6 +20,7 @@ _INTERVAL_S = 1.0
 _SYNC_TIMEOUT_S = 60.0
 _RESTART_S = 1.0
 _EXIT_TIMEOUT_S = 30.0
+_LAST_BREATH_S = 1.0
 
 
 class LedgerProcess:
@@ -26,9 +29,16 @@ class LedgerProcess:
     A dead ledger is started again at the next need: it derives everything from the journal, so nothing is lost.
     """
 
-    def __init__(self, journal: Path, ledger: Path, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self, journal: Path, ledger: Path, lifecycle: Lifecycle, on_killed: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_killed`: told when SIGKILL, which nobody here sent, ended the process."""
         self._command = [sys.executable, "-P", "-m", "billing", "--journal", str(journal), "--ledger", str(ledger)]
+        self._lifecycle = lifecycle
+        self._on_killed = on_killed
         self._process: Process | None = None
+        self._discarded: Process | None = None
+        """The last one that was killed from here."""
         self._is_closed = False
         self._pipe = asyncio.Lock()
         self._written = asyncio.Event()
@@ -56,7 +66,7 @@ class LedgerProcess:
                 try:
                     await self._ask(process, "rebuild" if rebuild else "sync")
                 except ConnectionError as error:
-                    await self._discard(process)
+                    await self._ended(process)
                     if not tries_left:
                         raise
                     log.warning("the ledger's process ended; another goes on", extra={"why": str(error)})
@@ -116,9 +126,23 @@ class LedgerProcess:
     async def _running(self) -> Process:
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(*self._command, stdin=PIPE, stdout=PIPE)
+            self._lifecycle.spawn("ledger's end", self._watch(self._process))
         return self._process
+
+    async def _watch(self, process: Process) -> None:
+        if await process.wait() == -signal.SIGKILL and process is not self._discarded:
+            self._on_killed()
+
+    async def _ended(self, process: Process) -> None:
+        """Its pipe is closed: that it exits, too, follows at once, or is seen to."""
+        try:
+            async with asyncio.timeout(_LAST_BREATH_S):
+                await process.wait()
+        except TimeoutError:
+            await self._discard(process)
 
     async def _discard(self, process: Process) -> None:
         if process.returncode is None:
+            self._discarded = process
             process.kill()
             await process.wait()

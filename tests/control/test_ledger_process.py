@@ -48,6 +48,25 @@ def run(tmp_path: Path, story: Callable[[LedgerProcess], Awaitable[None]], scrip
     uvloop.run(played())
 
 
+def test_that_somebody_else_killed_it_is_said_once_for_each_process(tmp_path: Path) -> None:
+    said: list[int] = []
+
+    async def story(ledger: LedgerProcess) -> None:
+        ledger._on_killed = lambda: said.append(1)
+        for kills in (1, 2):
+            assert ledger.pid is not None
+            os.kill(ledger.pid, signal.SIGKILL)
+            await ledger.sync()
+            assert len(said) == kills
+        running = ledger._process
+        assert running is not None
+        await ledger._discard(running)
+        await ledger.sync()
+
+    run(tmp_path, story)
+    assert len(said) == 2, "what was ended from here is no news"
+
+
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 10, 100])
 def test_a_ledger_that_dies_is_started_again_by_the_question_that_finds_it_dead(tmp_path: Path, turns: int) -> None:
     async def story(ledger: LedgerProcess) -> None:

@@ -16,6 +16,7 @@ import pytest
 from autoscaler.drivers import environment
 from autoscaler.drivers.base import DriverError
 from autoscaler.drivers.local import LocalDriver
+from autoscaler.drivers.oom import OomKills
 from serve.core.events import ExitReason
 from serve.core.ids import ReplicaId
 from tests.contract.replicas import Caller, Observer, children_of_ours, scripted
@@ -55,6 +56,22 @@ async def test_replicas_outlive_a_killed_zygote_and_new_ones_come_from_the_next(
     exited = await first.exited()
     assert (exited.reason, exited.exit_code) == (ExitReason.DRAINED, 0)
     assert old not in children_of_ours()
+
+
+async def test_a_zygote_that_the_kernel_killed_for_memory_is_not_blamed_on_a_replica_killed_later(
+    driver: LocalDriver, tmp_path: Path
+) -> None:
+    counter = tmp_path / "memory.events"
+    counter.write_text("oom_kill 0\n")
+    driver._replicas.oom_kills = OomKills(counter)
+    observer, other = Observer(), Observer()
+    started = await driver.start(scripted(tmp_path, "echo-r1-aaaaaaaa"), observer, tmp_path / "a.log")
+    await observer.ready()
+    counter.write_text("oom_kill 1\n")
+    kill_zygote(driver)
+    await driver.start(scripted(tmp_path, "echo-r1-bbbbbbbb"), other, tmp_path / "b.log")
+    os.kill(started.pid, signal.SIGKILL)
+    assert (await observer.exited()).reason is ExitReason.CRASHED
 
 
 async def test_starts_under_way_when_the_zygote_dies_are_carried_out_once_by_the_next(
