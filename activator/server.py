@@ -153,12 +153,12 @@ class FrontDoorProtocol(WatchedReader):
         if self._last_words is None:
             self.cycle.keep_alive = False
         self._is_half_closed = True
-        if not self._probe_s:
-            self.probe()
+        if not self._ping_s:
+            self.ping()
         return True
 
     @property
-    def may_be_probed(self) -> bool:
+    def may_be_pinged(self) -> bool:
         active = self._active
         is_silent = not (isinstance(active, RequestResponseCycle) and active.response_started)
         return is_silent and self.parser.get_http_version() != "1.0"

@@ -18,7 +18,7 @@ from serve.core.errors import UploadTimeout
 
 _TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8
 """States of a socket whose peer knows nothing of it any more, or sends no more (linux/tcp_states.h)."""
-_FIRST_PROBE_S, _LAST_PROBE_S = 0.005, 5.0
+_FIRST_PING_S, _LAST_PING_S = 0.005, 5.0
 _PAUSED_S = 1.0
 """Between looks at whether a client is gone that is not read, and so cannot say it."""
 
@@ -54,7 +54,7 @@ class WatchedReader(RequestReader):
         self._linger_until_s = 0.0
         self._is_half_closed = False
         """The client sends no more. It may still read, or be gone: its FIN says the same of both."""
-        self._probe_s = 0.0
+        self._ping_s = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -103,20 +103,20 @@ class WatchedReader(RequestReader):
             self._timer.cancel()
             self._timer = None
 
-    def probe(self) -> None:
+    def ping(self) -> None:
         """Find out whether a client that sends no more is gone.
 
         Its machine answers anything sent to a closed socket with a reset. The interim answer is one that every client
         of HTTP/1.1 skips.
         """
-        self._probe_s = _FIRST_PROBE_S
-        self.look_within(_FIRST_PROBE_S)
-        if self.may_be_probed:
+        self._ping_s = _FIRST_PING_S
+        self.look_within(_FIRST_PING_S)
+        if self.may_be_pinged:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     @property
     @abstractmethod
-    def may_be_probed(self) -> bool:
+    def may_be_pinged(self) -> bool:
         """Whether an interim answer may be sent now."""
 
     # Within
@@ -193,15 +193,15 @@ class WatchedReader(RequestReader):
     def _look_at_client(self) -> float | None:
         """Let go of a client that is gone, as far as its machine has said so."""
         is_paused = self.flow.read_paused
-        if not self.is_owing or self.transport.is_closing() or not (self._probe_s or is_paused):
+        if not self.is_owing or self.transport.is_closing() or not (self._ping_s or is_paused):
             return None
         sock: socket.socket = self.transport.get_extra_info("socket")
         state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
         if state == _TCP_CLOSE:
             self.transport.abort()
             return None
-        if self._probe_s:
-            self._probe_s = min(_LAST_PROBE_S, self._probe_s * 4)
+        if self._ping_s:
+            self._ping_s = min(_LAST_PING_S, self._ping_s * 4)
         elif state == _TCP_CLOSE_WAIT:
-            self.probe()
-        return self._probe_s or _PAUSED_S
+            self.ping()
+        return self._ping_s or _PAUSED_S
