@@ -78,7 +78,9 @@ class DeploymentSpec(BaseModel):
     )
     start_timeout: Seconds = Field(300.0, gt=0, description="Longest time a replica may take to become ready.")
     queue: int = Field(1000, ge=0, le=1_000_000, description="Most requests that may wait for a replica.")
-    queue_bytes: ByteSize = Field(ByteSize(256 << 20), ge=0, le=1 << 50, description="Most body bytes that may wait.")
+    queue_bytes: ByteSize = Field(
+        ByteSize(256 << 20), ge=0, le=1 << 50, description="Most body bytes held, waiting or inside."
+    )
     max_batch: int = Field(32, ge=1, le=65_536, description="Most rows joined into one run of a batchable model.")
     threads: int | None = Field(None, ge=1, le=256, description="Inference threads. Unset: measured at publish.")
     stable_window: Seconds = Field(60.0, ge=1, description="Averaging window of normal scaling.")
