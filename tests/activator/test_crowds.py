@@ -41,7 +41,10 @@ async def test_where_there_are_too_many_connections_those_that_rested_longest_gi
             assert await wire.answer() is not None
 
 
-async def test_where_all_connections_are_busy_a_newcomer_is_told_so_at_once(tmp_path: Path) -> None:
+async def test_where_all_connections_are_busy_a_newcomer_is_told_so_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activator.watch.LINGER_S", 60.0)  # who was told stays until it closes, however long this takes
     async with harness(tmp_path, limits=FEW) as it, contextlib.AsyncExitStack() as stack:
         key = it.deploy()
         busy = await dial_many(it, stack, FEW.connections)
@@ -56,7 +59,7 @@ async def test_where_all_connections_are_busy_a_newcomer_is_told_so_at_once(tmp_
             assert answer.headers["retry-after"] == "1"
             assert await newcomer.rest() == b""
         many = await dial_many(it, stack, 2 * SPARE)
-        assert len(it.door.connections) <= FEW.connections + SPARE
+        await until(lambda: len(it.door.connections) == FEW.connections + SPARE)
         assert None in [await wire.answer() for wire in many]
         (await it.start(key)).auto = lambda inside: inside.answer()
         answers = [await wire.answer() for wire in busy]
