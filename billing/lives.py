@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import orjson
 
 from billing.attribute import Parts
 from billing.spans import Span, difference
-from billing.tenures import Timeline
+from billing.tenures import Timeline, thinned
 from serve.core.clock import NS_PER_US
 
 _NOTHING = Parts(0, 0, 0, 0, 0)
@@ -64,14 +64,16 @@ class RecordedLife:
     def last(self) -> Known:
         return self.known[-1]
 
-    def spans(self, timeline: Timeline | None = None) -> Iterator[Span]:
-        """Yield what happened between known moments, by the wall clock; parts are those of `Parts`.
+    def spans(
+        self, timeline: Timeline | None = None, borders_ns: Sequence[int] = (), bucket_ns: int = 0
+    ) -> Iterator[Span]:
+        """Yield what happened by the wall clock, for a bill with these borders; parts are those of `Parts`.
 
         Without a timeline of its writer, by the wall clock as it stood at assignment.
         """
         clock = timeline or Timeline([(self.assigned_mono_ns, self.assigned_wall_ns)])
         before = Known(self.assigned_mono_ns, _NOTHING)
-        for known in self.known:
+        for known in thinned(self.known, before, lambda moment: clock.place(moment.mono_ns, borders_ns, bucket_ns)):
             yield from clock.on_the_wall(Span(before.mono_ns, known.mono_ns, difference(known.parts, before.parts)))
             before = known
 
@@ -80,7 +82,7 @@ def read_lives(connection: sqlite3.Connection) -> Iterator[RecordedLife]:
     """Yield every life in the ledger. A life without exit is known up to its last checkpoint or answered request."""
     answered = {replica: sums for replica, *sums in connection.execute(_ANSWERED_BY_OPEN)}
     for _, group in itertools.groupby(connection.execute(_STATES), key=lambda row: row["replica"]):
-        yield _life(list(group), answered)
+        yield _life(group, answered)
 
 
 def extended(parts: Parts, busy_us: int, cold_us: int, until_us: int) -> Parts:
@@ -96,9 +98,11 @@ def extended(parts: Parts, busy_us: int, cold_us: int, until_us: int) -> Parts:
     return Parts(cold_us, billed_us, lost_us, life_us - settled_us, parts.drain_us)
 
 
-def _life(rows: list[sqlite3.Row], answered: dict[str, list[int]]) -> RecordedLife:
-    first, last = rows[0], rows[-1]
-    known = [Known(row["mono_ns"], _parts(row)) for row in rows]
+def _life(rows: Iterator[sqlite3.Row], answered: dict[str, list[int]]) -> RecordedLife:
+    first = last = next(rows)
+    known = []
+    for last in itertools.chain([first], rows):
+        known.append(Known(last["mono_ns"], _parts(last)))
     state = _state(last)
     if state is not LifeState.CLOSED and first["replica"] in answered:
         busy_us, cold_us, mono_ns = answered[first["replica"]]

@@ -43,6 +43,7 @@ class MachineBooks:
         self.begin_ns = begin_ns
         self.end_ns = end_ns
         self._prices = prices
+        self._borders_ns = sorted([begin_ns, end_ns, *prices.changes_ns()])
         self._connection = connection
         self._tally = MachineTally()
         self._outside_core_us = self._outside_mib_us = 0
@@ -60,7 +61,7 @@ class MachineBooks:
         """Yield the pieces of a life in this time, cut where prices or buckets change, and put them on the lines."""
         timeline = self._timelines.get(life.writer)
         self._until_ns[life.writer] = max(self._until_ns.get(life.writer, 0), life.last.mono_ns)
-        for span in life.spans(timeline):
+        for span in life.spans(timeline, self._borders_ns, bucket_ns):
             borders_ns = self._prices.changes_ns()
             if bucket_ns:
                 borders_ns += multiples_between(span.begin_ns, span.end_ns, bucket_ns)
@@ -79,7 +80,7 @@ class MachineBooks:
         shown: list[tuple[Tenure, int]] = []
         for tenure in read_tenures(self._connection, self._until_ns, self._timelines):
             elapsed_us = 0
-            for span in tenure.spans():
+            for span in tenure.spans(self._borders_ns):
                 for piece in pieces(span, self._prices.changes_ns(), self.begin_ns, self.end_ns):
                     self._tally.add_tenure(tenure, piece, self._prices.at(piece.begin_ns))
                     elapsed_us += piece.parts[0]

@@ -8,14 +8,17 @@ all of the time among them, whatever was done to the clock.
 from __future__ import annotations
 
 import sqlite3
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import chain, groupby, pairwise
+from typing import NamedTuple, TypeVar
 
 from billing.spans import Span, cut, difference
 from serve.core.clock import NS_PER_US
+
+T = TypeVar("T")
 
 _MACHINE = "SELECT machine.*, writers.boot FROM main.machine JOIN main.writers USING (writer) ORDER BY writer, mono_ns"
 _MOMENTS = "SELECT * FROM main.moments ORDER BY writer, mono_ns"
@@ -36,6 +39,15 @@ class Timeline:
                 break
             found = moment
         return mono_ns + found[1] - found[0]
+
+    def place(self, mono_ns: int, borders_ns: Sequence[int], bucket_ns: int) -> tuple[int, int, int]:
+        """Return between which borders of wall time an instant falls, where the clock was set among them.
+
+        What happened between two instants of one place is never cut. `bucket_ns`: 0, or borders at all its multiples.
+        """
+        wall_ns = self.wall_ns(mono_ns)
+        bucket = wall_ns // bucket_ns if bucket_ns else 0
+        return bisect_right(self._borders_ns, mono_ns), bisect_right(borders_ns, wall_ns), bucket
 
     def on_the_wall(self, span: Span) -> Iterator[Span]:
         """Yield a span of monotonic time in pieces of wall time that the clock showed without being set."""
@@ -80,10 +92,27 @@ class Tenure:
     def taken(self) -> Taken:
         return self.known[-1][1]
 
-    def spans(self) -> Iterator[Span]:
-        """Yield what happened between known moments, on the wall clock; parts are those of `Taken`."""
-        for (begin_ns, before), (end_ns, after) in pairwise([(self.started_mono_ns, _NOTHING), *self.known]):
+    def spans(self, borders_ns: Sequence[int]) -> Iterator[Span]:
+        """Yield what happened, on the wall clock, for a bill with these borders; parts are those of `Taken`."""
+        began = (self.started_mono_ns, _NOTHING)
+        known = thinned(self.known, began, lambda moment: self.timeline.place(moment[0], borders_ns, 0))
+        for (begin_ns, before), (end_ns, after) in pairwise(chain([began], known)):
             yield from self.timeline.on_the_wall(Span(begin_ns, end_ns, difference(after, before)))
+
+
+def thinned(known: Sequence[T], began: T, place: Callable[[T], object]) -> Iterator[T]:
+    """Yield the moments that matter to a bill: no sum changes without those between neighbours of the same place.
+
+    A year has half a million minutes, a bill few borders.
+    """
+    before = place(began)
+    here = place(known[0])
+    for moment, following in pairwise(known):
+        after = place(following)
+        if not before == here == after:
+            yield moment
+        before, here = here, after
+    yield known[-1]
 
 
 def read_timelines(connection: sqlite3.Connection) -> dict[str, Timeline]:
@@ -102,23 +131,24 @@ def read_tenures(
     `until_mono_ns`: the last instant known of each writer by its other records. Between its last record and that, a
     platform is taken to hold what it held; processor time that nobody has read yet is on no line of its own.
     """
-    rows: defaultdict[str, list[sqlite3.Row]] = defaultdict(list)
-    for row in connection.execute(_MACHINE):
-        rows[row["writer"]].append(row)
-    found = [_tenure(group, until_mono_ns.get(writer, 0), timelines[writer]) for writer, group in rows.items()]
+    found = [
+        _tenure(rows, until_mono_ns.get(writer, 0), timelines[writer])
+        for writer, rows in groupby(connection.execute(_MACHINE), key=lambda row: str(row["writer"]))
+    ]
     return sorted(found, key=lambda tenure: tenure.timeline.wall_ns(tenure.started_mono_ns))
 
 
-def _tenure(rows: list[sqlite3.Row], until_mono_ns: int, timeline: Timeline) -> Tenure:
-    first, last = rows[0], rows[-1]
+def _tenure(rows: Iterator[sqlite3.Row], until_mono_ns: int, timeline: Timeline) -> Tenure:
+    first = last = next(rows)
     started_ns = first["started_mono_ns"]
 
     def elapsed_us(mono_ns: int) -> int:
         return int(mono_ns - started_ns) // NS_PER_US
 
-    known = [
-        (row["mono_ns"], Taken(elapsed_us(row["mono_ns"]), *(row[key] for key in Taken._fields[1:]))) for row in rows
-    ]
+    known = []
+    for last in chain([first], rows):
+        mono_ns = last["mono_ns"]
+        known.append((mono_ns, Taken(elapsed_us(mono_ns), *(last[key] for key in Taken._fields[1:]))))
     if until_mono_ns > last["mono_ns"]:
         taken = known[-1][1]
         passed_us = elapsed_us(until_mono_ns) - taken.elapsed_us
