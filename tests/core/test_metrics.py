@@ -10,8 +10,7 @@ HOUR_NS = 3600 * NS_PER_S
 
 
 def use(metrics: Metrics, deployment: str, now_ns: int) -> None:
-    metrics.touch(deployment, now_ns)
-    metrics.requests.labels(deployment, "2xx").inc()
+    metrics.answered(deployment, 200, now_ns)
     metrics.replicas.labels(deployment, "ready").set(1)
     metrics.replicas.labels(deployment, "starting").set(0)
     metrics.pending.labels(deployment).set(0)
