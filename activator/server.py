@@ -65,6 +65,8 @@ class FrontDoorProtocol(WatchedReader):
     # Parser callbacks: what uvicorn prepares for ASGI is prepared only for requests that go there.
 
     def head_complete(self) -> None:
+        if self._is_deaf:
+            return  # it came in one read with a request whose answer was the last here
         if self._hot_path is not None and (self.cycle is None or self.cycle.response_complete):
             hot = self._hot_path.admit(self)
             if hot is not None:

@@ -124,6 +124,19 @@ async def test_good_and_bad_requests_on_one_connection_are_answered_in_order(tmp
         assert [answer and answer.status for answer in answers] == [200, 404, 400, 404, 200, 200, 200]
 
 
+async def test_nothing_is_run_behind_the_last_answer_of_a_connection(tmp_path: Path) -> None:
+    async with harness(tmp_path) as it, dial(it) as wire:
+        replica = await it.start(it.deploy())
+        bad = head("connection: keep-alive", "inference-header-content-length: 9999", version="1.0") + BODY
+        wire.send(bad + head("connection: keep-alive", version="1.0") + BODY)
+        answer = await wire.answer()
+        assert answer is not None
+        assert (answer.status, answer.headers["connection"]) == (400, "close")
+        assert await wire.rest() == b""
+        await asyncio.sleep(0.05)
+        assert replica.inside.empty(), "nobody can be told the answer"
+
+
 async def test_what_waits_behind_a_request_is_not_read_meanwhile(tmp_path: Path) -> None:
     async with harness(tmp_path) as it, dial(it) as wire:
         key = it.deploy()
