@@ -46,6 +46,7 @@ from serve.control.books import LedgerBooks
 from serve.control.ledger_process import LedgerProcess
 from serve.control.machine_recorder import MachineRecorder
 from serve.control.soundness import SoundModels
+from serve.control.what_if import WhatIf
 from serve.core import logs, machine
 from serve.core.clock import NS_PER_S, SystemClock
 from serve.core.errors import MethodNotAllowed, NotFound, ServeError
@@ -109,7 +110,7 @@ class Platform:
                 clock=self.clock,
                 metrics=self.metrics,
                 lifecycle=lifecycle,
-                memory_budget_bytes=int(settings.memory_budget or machine.memory_bytes() * _MEMORY_SHARE),
+                memory_budget_bytes=self._memory_budget_bytes(),
                 cores=machine.cores(),
                 logs=home.logs,
                 drain_timeout_s=settings.drain_timeout,
@@ -121,7 +122,14 @@ class Platform:
         self.router.expected_start_s = self.autoscaler.expected_cold_start_s
         self.control = ControlPlane(self._surroundings(home, lifecycle))
 
+    def _memory_budget_bytes(self) -> int:
+        return int(self.settings.memory_budget or machine.memory_bytes() * _MEMORY_SHARE)
+
     def _surroundings(self, home: Home, lifecycle: Lifecycle) -> Surroundings:
+        books = LedgerBooks(self.ledger.sync, home.ledger, home.journal, lambda: self._prices, self._write_state)
+        forecaster = WhatIf(
+            books.catch_up, home.ledger, lambda: self._prices, self._memory_budget_bytes(), machine.cores()
+        )
         return Surroundings(
             home=home,
             clock=self.clock,
@@ -130,7 +138,8 @@ class Platform:
             store=self.store,
             scaler=self.autoscaler,
             router=self.router,
-            books=LedgerBooks(self.ledger.sync, home.ledger, home.journal, lambda: self._prices, self._write_state),
+            books=books,
+            forecaster=forecaster,
             prices=lambda: self._prices,
             describe_platform=self.describe,
             data_url=self._urls[0],

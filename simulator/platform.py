@@ -116,6 +116,7 @@ class SimulatedPlatform:
         *,
         wait_s: float | None = None,
         size_bytes: int = 0,
+        is_probe: bool = False,
     ) -> SimulatedCall:
         """Make one call, whose body has come. Return it where it was accepted. Raise ServeError."""
         gate = self.router.resolve(name, None)
@@ -124,6 +125,7 @@ class SimulatedPlatform:
         call = SimulatedCall(
             self.ids.next(), gate.key, work, self.clock.monotonic_ns(), timeout_s, wait_s, size_bytes, on_end
         )
+        call.is_probe = is_probe
         gate.room.take(len(call.body))
         self.calls.append(call)
         try:

@@ -1,13 +1,13 @@
 """`serve bill`: what it cost, and the proof that the bill is complete."""
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
-from serve.cli.failure import CommandError, usage
-from serve.cli.options import HomePath, Json, Url, duration_s
+from serve.cli.failure import usage
+from serve.cli.options import HomePath, Json, Url, instant
 from serve.cli.output import emit, emit_json, emit_table, from_nano, moment, note
 
 app = typer.Typer(no_args_is_help=False)
@@ -43,7 +43,7 @@ def bill(
     if csv and as_json:
         raise usage("--csv and --json exclude each other: choose one")
     now = datetime.now(UTC)
-    fields = {"by": by, "since": _instant(since, "--since", now), "until": _instant(until, "--until", now)}
+    fields = {"by": by, "since": instant(since, "--since", now), "until": instant(until, "--until", now)}
     api = connect(url, home).api.patient(_BOOKS_TIMEOUT_S)
     if csv:
         emit(api.get_text("/api/v1/bill.csv", **fields).rstrip("\n"))
@@ -136,22 +136,6 @@ def _show_sums(machine: dict[str, Any] | None) -> None:
 
 def _count(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
-
-
-def _instant(text: str | None, flag: str, now: datetime) -> str | None:
-    """Return a point in time as ISO 8601 in UTC: a duration counts back from `now`, a date is local midnight."""
-    if text is None:
-        return None
-    try:
-        at = datetime.fromisoformat(text).astimezone(UTC)
-    except ValueError:
-        try:
-            at = now - timedelta(seconds=duration_s(text, flag))
-        except (CommandError, OverflowError) as error:
-            raise usage(
-                f"{flag} '{text}' is neither a duration nor a date: write 2h, 1d or 2026-11-01T08:00"
-            ) from error
-    return at.isoformat().replace("+00:00", "Z")
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -1,13 +1,17 @@
-"""`serve logs` and `serve explain`: what replicas said, and why the autoscaler did what it did."""
+"""`serve logs` and `serve explain`: what replicas said, why the autoscaler did what it did, and what if."""
 
 import json
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
-from serve.cli.options import HomePath, Json, Name, Url
+from serve.cli import what_if as what_if_table
+from serve.cli.failure import usage
+from serve.cli.options import HomePath, Json, Name, Url, instant
 from serve.cli.output import emit, emit_json, emit_table, moment, note
 
+_SINCE = "7d"
 _TOLD_ALREADY = frozenset({"time", "replica", "logger"})
 
 
@@ -37,12 +41,34 @@ def logs(
         note("no lines" + (f" of request {request_id}" if request_id else "") + f" from '{name}'")
 
 
-def explain(name: Name, url: Url = None, home: HomePath = None, as_json: Json = False) -> None:
-    """Say why replicas of a deployment started and stopped."""
+def explain(
+    name: Name,
+    what_if: Annotated[
+        str | None,
+        typer.Option(metavar="CHANGES", help="Simulate what was recorded under other settings, as idle=10s,max=4."),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="With --what-if: from, as 1d, 2h, or 2026-11-01. Default: 7d.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="With --what-if: to, in the same words. Default: now.")] = None,
+    url: Url = None,
+    home: HomePath = None,
+    as_json: Json = False,
+) -> None:
+    """Say why replicas of a deployment started and stopped; or, with --what-if, what other settings would cost."""
     from serve.cli.client import segment
     from serve.cli.connect import connect
 
-    document = connect(url, home).api.get(f"/api/v1/deployments/{segment(name)}/explain")
+    path = f"/api/v1/deployments/{segment(name)}"
+    if what_if is not None:
+        now = datetime.now(UTC)
+        span = {"since": instant(since or _SINCE, "--since", now), "until": instant(until, "--until", now)}
+        answer = connect(url, home).api.get(path + "/what-if", changes=what_if, **span)
+        emit_json(answer) if as_json else what_if_table.show(answer)
+        return
+    if since is not None or until is not None:
+        raise usage("--since and --until belong to --what-if: add it, as --what-if idle=10s")
+    document = connect(url, home).api.get(path + "/explain")
     if as_json:
         emit_json(document)
         return

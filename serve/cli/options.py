@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
 
-from serve.cli.failure import usage
+from serve.cli.failure import CommandError, usage
 
 
 def complete_deployment(incomplete: str) -> list[str]:
@@ -47,3 +48,19 @@ def duration_s(text: str, flag: str) -> float:
     if value is None or value < 0:
         raise usage(f"{flag} '{text}' is not a duration: write 60s, 5m, 2h or 1d")
     return value
+
+
+def instant(text: str | None, flag: str, now: datetime) -> str | None:
+    """Return a point in time as ISO 8601 in UTC: a duration counts back from `now`, a date is local midnight."""
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError:
+        try:
+            at = now - timedelta(seconds=duration_s(text, flag))
+        except (CommandError, OverflowError) as error:
+            raise usage(
+                f"{flag} '{text}' is neither a duration nor a date: write 2h, 1d or 2026-11-01T08:00"
+            ) from error
+    return at.isoformat().replace("+00:00", "Z")

@@ -66,8 +66,13 @@ def positive(text: str | None, name: str, default: float) -> float:
 
 def bill_query(request: Request) -> tuple[str, int | None, int | None]:
     """Return (by, since_ns, until_ns). Raise BadRequest."""
+    return request.query_params.get("by") or "deployment", *span(request)
+
+
+def span(request: Request) -> tuple[int | None, int | None]:
+    """Return (since_ns, until_ns). Raise BadRequest."""
     query = request.query_params
-    return query.get("by") or "deployment", _instant(query.get("since"), "since"), _instant(query.get("until"), "until")
+    return _instant(query.get("since"), "since"), _instant(query.get("until"), "until")
 
 
 def _instant(text: str | None, name: str) -> int | None:

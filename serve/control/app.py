@@ -14,7 +14,7 @@ from cache.sources.http import shown_url
 from cache.store import ModelStore
 from serve.control.api import Control, control_app
 from serve.control.deployments import Deployments
-from serve.control.ports import Books, Router, Scaler
+from serve.control.ports import Books, Forecaster, Router, Scaler
 from serve.control.publish import Publisher, Site
 from serve.control.registry import Registry
 from serve.control.views import count_states
@@ -41,6 +41,7 @@ class Surroundings:
     scaler: Scaler
     router: Router
     books: Books
+    forecaster: Forecaster
     prices: Callable[[], PriceBook]
     describe_platform: Callable[[], dict[str, Any]]
     """Version, pid, addresses: what `/api/v1/platform` says first."""
@@ -77,6 +78,7 @@ class ControlPlane:
             deployments=self.deployments,
             publisher=self._publisher,
             books=around.books,
+            forecaster=around.forecaster,
             home=around.home,
             platform=around.describe_platform,
             body_limit_bytes=around.body_limit_bytes,

@@ -64,10 +64,14 @@ class LedgerBooks:
     async def _report(self, by: str, since_ns: int | None, until_ns: int | None) -> Report:
         return await self._read(lambda: report(self._ledger, by, since_ns, until_ns, self._prices()))
 
-    async def _read(self, read: Callable[[], T]) -> T:
+    async def catch_up(self) -> None:
+        """Return when the ledger has everything until now, open lives included. Raise ServeError."""
         self._write_state()
+        await self._synced()
+
+    async def _read(self, read: Callable[[], T]) -> T:
         try:
-            await self._synced()
+            await self.catch_up()
             try:
                 return await asyncio.to_thread(read)
             except LedgerUnreadable:

@@ -14,6 +14,7 @@ from cache.manifest import FileEntry, Manifest
 from serve.core.errors import ServeError
 from serve.core.ids import ReplicaId, RevisionKey
 from serve.core.revision import Revision, Route, State
+from serve.core.spec import DeploymentSpec
 
 # The store (cache.store.ModelStore) ----------------------------------------------------------------------------------
 
@@ -153,3 +154,13 @@ class Books(Protocol):
 
     async def request(self, request_id: str) -> dict[str, Any] | None:
         """Return a request's record with its cost, or None where the ledger does not have it."""
+
+
+# The simulator (serve.control.what_if) -------------------------------------------------------------------------------
+
+
+class Forecaster(Protocol):
+    async def forecast(
+        self, revision: Revision, changed: DeploymentSpec, since_ns: int | None, until_ns: int | None
+    ) -> dict[str, Any]:
+        """Return what other settings would have changed in [since_ns, until_ns) of wall time. Raise ServeError."""

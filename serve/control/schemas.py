@@ -166,6 +166,28 @@ _REQUEST = _object(
     cost_nano=_or_null(_WHOLE),
     charged_nano=_or_null(_WHOLE),
 )
+_QUANTILES = _object(p50=_or_null(_COUNT), p95=_or_null(_COUNT), p99=_or_null(_COUNT))
+_SIMULATED = _object(
+    **dict.fromkeys(("requests", "refused", "cold_starts", "starts", "replica_us", "per_1000_cost_nano"), _COUNT),
+    **dict.fromkeys([f"{part}cost_nano" for part in ("", "busy_", "cold_", "idle_", "request_")], _COUNT),
+    cold_rate=_NUMBER,
+    wait_us=_QUANTILES,
+)
+_FORECAST = _object(
+    name=_TEXT,
+    revision=_COUNT,
+    changes={"type": "object", "description": "By setting: [as it is, what if]."},
+    since_ns=_or_null(_WHOLE),
+    until_ns=_or_null(_WHOLE),
+    span_s=_NUMBER,
+    currency=_TEXT,
+    recorded=_SIMULATED,
+    as_it_was=_SIMULATED,
+    what_if=_SIMULATED,
+    conclusion=_TEXT,
+    weak=_or_null(_TEXT),
+    notes=_list(_TEXT),
+)
 _PLATFORM = _also(
     _object(
         version=_TEXT,
@@ -186,6 +208,7 @@ ANSWERS: dict[str, Schema] = {
     "history": _object(revisions=_list(_REVISION)),
     "rollback": _object(name=_TEXT, revision=_COUNT),
     "explain": _object(decisions=_list(_DECISION)),
+    "what_if": _FORECAST,
     "put_blob": _object(sha256=_DIGEST, size=_COUNT),
     "bill": _BILL,
     "verify_bill": _VERIFICATION,
@@ -203,6 +226,7 @@ PARAMETERS: dict[str, Schema] = {
     "by": {"type": "string", "pattern": "^(deployment|revision|hour|day|label:[A-Za-z0-9._/-]+)$"},
     "since": {"type": "string", "format": "date-time", "description": "Or seconds since 1970."},
     "until": {"type": "string", "format": "date-time", "description": "Or seconds since 1970."},
+    "changes": {"type": "string", "pattern": "^[a-z_-]+=[^,]+(,[a-z_-]+=[^,]+)*$", "description": "As idle=10s,max=4."},
     "wait": {"type": "number", "exclusiveMinimum": 0, "description": "Seconds."},
     "tail": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
     "follow": {"enum": ["0", "1"]},

@@ -25,7 +25,7 @@ _WEAK_COUNT = 1
 _EARLIEST_NS, _LATEST_NS = -(1 << 62), 1 << 62
 _FOOTNOTES = (
     "Both simulations use the recorded arrivals, service times and starts. Nothing goes wrong in them, and no other "
-    "deployment is on the machine.",
+    "deployment is on the machine; nor is what sockets and a busy machine add to waiting.",
     "Requests that were refused when they came are not in the journal, so they are in none of the columns.",
 )
 

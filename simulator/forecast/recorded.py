@@ -22,7 +22,7 @@ from serve.core.ids import RevisionKey
 
 MOST_REQUESTS = 200_000
 _REQUESTS = """
-    SELECT * FROM main.requests WHERE deployment = ? AND revision = ? AND wall_ns >= ? AND wall_ns < ?
+    SELECT * FROM main.requests WHERE deployment = ? AND revision = ? AND cores = ? AND wall_ns >= ? AND wall_ns < ?
     ORDER BY writer, mono_ns LIMIT ?"""
 _USUAL_COLD_NS = 1_000_000_000
 
@@ -117,10 +117,12 @@ def read_recording(
         for life in read_lives(connection)
         if (life.deployment, life.revision, life.cores) == (key.name, key.number, cores)
     ]
-    rows = connection.execute(_REQUESTS, (*key, since_ns, until_ns, MOST_REQUESTS + 1)).fetchall()
+    rows = connection.execute(_REQUESTS, (*key, cores, since_ns, until_ns, MOST_REQUESTS + 1)).fetchall()
     _check(key, rows)
     tenures = [tenure for tenure in _tenures(connection) if tenure.timeline.wall_ns(tenure.until_mono_ns) > since_ns]
-    first_ns = min((life.assigned_wall_ns for life in lives), default=0)
+    timelines = {tenure.writer: tenure.timeline for tenure in tenures}
+    begins_ns = [timelines[life.writer].wall_ns(life.assigned_mono_ns) for life in lives if life.writer in timelines]
+    first_ns = min(begins_ns, default=0)
     stretches = [_stretch(tenure, max(since_ns, first_ns), until_ns) for tenure in tenures]
     by_writer = {stretch.writer: (stretch, tenure) for stretch, tenure in zip(stretches, tenures, strict=True)}
     guessed_us, guessed = _usual_us(rows)

@@ -111,7 +111,7 @@ class _Again:
                 self._machine, self._clock, self._chance, {key.name: habits}, self._disk, lifecycle
             )
             platform.router.add_revision(self._revision)
-            platform.autoscaler.add(self._revision)
+            platform.autoscaler.add(self._revision, reachable=not self._stretch.holds)
             platform.router.route(Route(key.name, State.COLD, ((key.number, 1),), {key.number: self._revision}))
             for hold in self._stretch.holds:
                 lifecycle.spawn("publishing", self._publish(hold))
@@ -130,18 +130,18 @@ class _Again:
         with contextlib.suppress(PublishError):
             await self._platform.autoscaler.warm(self._revision.key)
         await self._until(hold.end_ns)
+        self._platform.autoscaler.set_reachable(self._revision.key, True)
         self._platform.autoscaler.release(self._revision.key)
 
     def _call(self, place: int, arrival: Arrival) -> None:
         effect = Effect.ERROR if arrival.is_error else Effect.ANSWER
         work = Work(max(1, arrival.run_us), max(1, arrival.rows), effect)
         try:
-            call = self._platform.call(self._revision.key.name, work, self._answered)
+            call = self._platform.call(self._revision.key.name, work, self._answered, is_probe=arrival.is_probe)
         except ServeError:
             if not arrival.is_probe:
                 self._outcomes[place] = Outcome(None, is_cold=False)
         else:
-            call.is_probe = arrival.is_probe
             self._unanswered[call.request_id] = (place, arrival)
         self._platform.calls.clear()  # they are not asked for here, and there are many
 

@@ -24,7 +24,7 @@ from serve.core.lifecycle import Lifecycle
 from serve.core.metrics import Metrics
 from serve.core.revision import Revision, Signature
 from serve.core.spec import DeploymentSpec
-from tests.control.fakes import FakeBooks, FakeRouter, FakeScaler, ready
+from tests.control.fakes import FakeBooks, FakeForecaster, FakeRouter, FakeScaler, ready
 
 PRICES = Prices(0, "USD", 24_000, 2_500, 0)
 
@@ -37,6 +37,7 @@ class Bench:
     router: FakeRouter
     plane: ControlPlane
     metrics: Metrics
+    forecaster: FakeForecaster
 
     @property
     def publisher(self) -> Publisher:
@@ -98,7 +99,7 @@ async def bench(path: Path, cores: int = 1, keep_revisions: int = 10) -> AsyncIt
     home.create()
     clock, metrics = SystemClock(), Metrics()
     store = ModelStore(home.store, 1 << 20, clock)
-    scaler, router = FakeScaler(), FakeRouter()
+    scaler, router, forecaster = FakeScaler(), FakeRouter(), FakeForecaster()
     async with Lifecycle() as lifecycle:
         plane = ControlPlane(
             Surroundings(
@@ -110,6 +111,7 @@ async def bench(path: Path, cores: int = 1, keep_revisions: int = 10) -> AsyncIt
                 scaler=scaler,
                 router=router,
                 books=FakeBooks(),
+                forecaster=forecaster,
                 prices=lambda: PriceBook([PRICES]),
                 describe_platform=lambda: {"version": "0"},
                 data_url="http://127.0.0.1:8000",
@@ -122,7 +124,7 @@ async def bench(path: Path, cores: int = 1, keep_revisions: int = 10) -> AsyncIt
         )
         plane.restore()
         try:
-            yield Bench(home, store, scaler, router, plane, metrics)
+            yield Bench(home, store, scaler, router, plane, metrics, forecaster)
         finally:
             plane.close()
             lifecycle.stop()

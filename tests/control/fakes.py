@@ -19,6 +19,7 @@ from serve.core.events import Phase, Ready, TensorSpec
 from serve.core.frames import NO_JSON_LENGTH
 from serve.core.ids import ReplicaId, RevisionKey
 from serve.core.revision import Revision, Route, State
+from serve.core.spec import DeploymentSpec
 
 MS = 1_000_000
 
@@ -176,3 +177,39 @@ class FakeBooks:
 
     async def request(self, request_id: str) -> dict[str, Any] | None:
         return {"id": request_id} if request_id == "abcdefgh-1" else None
+
+
+class FakeForecaster:
+    """Notes what it is asked; has no answer but the figures of nothing."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[RevisionKey, dict[str, Any], int | None, int | None]] = []
+        """(revision, the settings that were changed, since, until)."""
+
+    async def forecast(
+        self, revision: Revision, changed: DeploymentSpec, since_ns: int | None, until_ns: int | None
+    ) -> dict[str, Any]:
+        now = revision.spec.model_dump()
+        changes = {key: value for key, value in changed.model_dump().items() if now[key] != value}
+        self.asked.append((revision.key, changes, since_ns, until_ns))
+        return FORECAST
+
+
+_FIGURES: dict[str, Any] = dict.fromkeys(("requests", "refused", "cold_starts", "starts", "replica_us"), 0)
+_FIGURES |= dict.fromkeys([f"{part}cost_nano" for part in ("", "busy_", "cold_", "idle_", "request_", "per_1000_")], 0)
+_FIGURES |= {"cold_rate": 0.0, "wait_us": {"p50": None, "p95": None, "p99": None}}
+FORECAST: dict[str, Any] = {
+    "name": "digits",
+    "revision": 1,
+    "changes": {},
+    "since_ns": None,
+    "until_ns": None,
+    "span_s": 1.0,
+    "currency": "USD",
+    "recorded": _FIGURES,
+    "as_it_was": _FIGURES,
+    "what_if": _FIGURES,
+    "conclusion": "It would have cost the same.",
+    "weak": None,
+    "notes": [],
+}
