@@ -105,7 +105,8 @@ def _cost(revision: Revision, measured: Measured | None, prices: Prices) -> dict
         "currency": prices.currency,
         "per_1000_calls": per_1000_calls,
         "per_idle_hour": amount(prices.cost_numerator(0, memory_mib * _HOUR_US)),
-        "at_zero": "0",
+        # With replicas kept without traffic it never comes to zero.
+        "at_zero": None if revision.spec.min else "0",
     }
 
 

@@ -55,7 +55,7 @@ RECEIPT = _also(
         threads=_COUNT,
         concurrency=_COUNT,
         max_batch=_COUNT,
-        cost=_object(currency=_TEXT, per_1000_calls=_or_null(_TEXT), per_idle_hour=_TEXT, at_zero=_TEXT),
+        cost=_object(currency=_TEXT, per_1000_calls=_or_null(_TEXT), per_idle_hour=_TEXT, at_zero=_or_null(_TEXT)),
         curl=_TEXT,
         inputs=_list(_TENSOR),
         outputs=_list(_TENSOR),

@@ -40,6 +40,11 @@ def test_costs_are_exactly_cores_and_memory_of_the_warm_time_and_memory_alone_wh
     assert (cost["currency"], cost["at_zero"]) == ("USD", "0")
 
 
+def test_who_keeps_replicas_without_traffic_is_promised_no_zero() -> None:
+    kept = dataclasses.replace(REVISION, spec=REVISION.spec.model_copy(update={"min": 1}))
+    assert receipt(kept, 5, URL, MEASURED, PRICES, "")["cost"]["at_zero"] is None
+
+
 def test_the_fee_of_a_request_is_in_the_price_of_a_thousand() -> None:
     with_fee = receipt(REVISION, 5, URL, MEASURED, Prices(0, "USD", 24_000, 2_500, 200), "")["cost"]
     without = receipt(REVISION, 5, URL, MEASURED, PRICES, "")["cost"]
