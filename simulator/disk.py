@@ -25,34 +25,42 @@ class SimulatedDisk:
 
     def __init__(self, folder: Path, chance: random.Random) -> None:
         self.folder = folder
-        self.is_full = False
+        self.free_bytes: int | None = None
+        """Room that is left; None where there is plenty."""
         self.fails_to_sync = False
         self.has_refused = False
         """It was full at a time, or did not sync."""
         self.dies: str | None = None
         """At the next write: `before` it, in the middle (`within`) or right `after` it."""
         self._chance = chance
-        self._synced_bytes: dict[Path, int] = {}
+        self._synced_bytes: dict[str, int] = {}
 
     def write(self, descriptor: int, data: bytes) -> int:
         """As `os.write`."""
-        if self.is_full:
+        if self.free_bytes is not None:
+            data = data[: self.free_bytes]
+            self.free_bytes -= len(data)
             self.has_refused = True
-            taken = self._chance.choice([0, self._chance.randrange(len(data))])
-            if not taken:
+            if not data:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return os.write(descriptor, data[:taken])
         if self.dies is None:
             return os.write(descriptor, data)
         if self.dies != "before":
             os.write(descriptor, data if self.dies == "after" else data[: self._chance.randrange(len(data))])
         raise Killed
 
-    def sizes(self, writer: str) -> dict[Path, int]:
-        return {path: path.stat().st_size for path in (self.folder / writer).iterdir()}
+    def sizes(self, writer: str) -> dict[str, int]:
+        """Return how long each journal file of `writer` is, by path."""
+        with os.scandir(f"{self.folder}/{writer}") as entries:
+            return {entry.path: entry.stat().st_size for entry in entries}
 
-    def synced(self, sizes: dict[Path, int]) -> None:
+    def synced(self, sizes: dict[str, int]) -> None:
         self._synced_bytes |= sizes
+
+    def heal(self) -> None:
+        """From now on it takes and syncs everything."""
+        self.free_bytes = None
+        self.fails_to_sync = False
 
     def check_sync(self) -> None:
         """Raise OSError where the disk does not sync."""
@@ -63,8 +71,7 @@ class SimulatedDisk:
         """Forget what was not synced, of each writer from some byte on: what it wrote later is not there either."""
         for writer in sorted(self.folder.iterdir()):
             is_cut = False
-            for path in sorted(writer.iterdir()):
-                size = path.stat().st_size
+            for path, size in sorted(self.sizes(writer.name).items()):
                 synced = min(size, self._synced_bytes.get(path, 0))
                 kept = synced if is_cut else self._chance.randint(synced, size)
                 is_cut = is_cut or kept < size
@@ -87,7 +94,7 @@ class WatchedSync:
         self._on_synced = on_synced
         self._clock = clock
         self._began_ns = 0
-        self._sizes: dict[Path, int] = {}
+        self._sizes: dict[str, int] = {}
 
     def sync_began(self) -> None:
         self._began_ns = self._clock.monotonic_ns()

@@ -22,6 +22,9 @@ _WALL_NS = 1_700_000_000 * NS_PER_S
 _MOST_TURNS = 20_000
 """Without time passing: what is still busy then will be for ever."""
 
+_MOST_CANCELS = 5
+"""So often a task may go on after it was told to end."""
+
 
 class Stuck(Exception):
     """Somebody waits, and nothing is scheduled that could ever end it."""
@@ -127,10 +130,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
             timer.cancel()
         for job in self._jobs:
             job.cancel()
-        while tasks := asyncio.all_tasks(self):
+        for _ in range(_MOST_CANCELS):
+            tasks = asyncio.all_tasks(self)
             for task in tasks:
                 task.cancel()
             for task in tasks:
+                self._turns_at_instant = 0
                 # What killed the process may be told to more than one of them.
                 with contextlib.suppress(Exception, asyncio.CancelledError, SystemExit):
                     self.run_until_complete(task)

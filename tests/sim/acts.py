@@ -44,7 +44,7 @@ class Acts:
 
     def heal(self) -> None:
         """End every fault that has not ended by itself."""
-        self._platform.disk.is_full = self._platform.disk.fails_to_sync = False
+        self._platform.disk.heal()
         for habits in self._world.scenario.habits.values():
             habits.start = lambda _chance: Start.FINE
 
@@ -99,10 +99,10 @@ class Acts:
         self._platform.clock.step_wall([-3600, -2, 5, 86_400][step.choice % 4] * NS_PER_S)
 
     def _disk_full(self, step: Step) -> None:
-        self._platform.disk.is_full = True
+        self._platform.disk.free_bytes = [0, step.choice % 3000][step.choice % 2]
 
     def _disk_free(self, step: Step) -> None:
-        self._platform.disk.is_full = self._platform.disk.fails_to_sync = False
+        self._platform.disk.heal()
 
     def _sync_fails(self, step: Step) -> None:
         self._platform.disk.fails_to_sync = True

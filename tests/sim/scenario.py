@@ -72,7 +72,7 @@ class Scenario:
             memory_budget_bytes=chance.choice([110, 200, 2000]) * MIB,
             cores=chance.choice([1, 2, 8]),
             drain_timeout_s=chance.choice([0.5, 5.0]),
-            checkpoint_interval_s=chance.choice([1.0, 30.0]),
+            checkpoint_interval_s=chance.choice([2.0, 30.0]),
             journal_sync=chance.choice(list(SyncPolicy)),
         )
         steps = _traffic(chance, names, effects, [fault for fault in faults if fault is not Act.RESTART])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from itertools import count
 from typing import Any
 
@@ -29,15 +31,8 @@ from simulator.loop import Spinning, Stuck
 from tests.sim.violation import Violation
 from tests.sim.world import run
 
-SEEDS = range(500)
+SEEDS = 500
 Plant = Callable[[pytest.MonkeyPatch], None]
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def wrap(patch: pytest.MonkeyPatch, owner: Any, name: str, around: Callable[..., Any]) -> None:
@@ -211,12 +206,33 @@ PLANTS: list[Plant] = [
 ]
 
 
-@pytest.mark.parametrize("plant", PLANTS)
-def test_a_planted_defect_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch)
-    for seed in SEEDS:
-        try:
-            run(seed)
-        except (Violation, Stuck, Spinning, BaseExceptionGroup):
-            return
-    pytest.fail("no story noticed it")
+FIRST_SEEDS = {
+    "answers_leave_before_their_records": 40,
+    "answers_do_not_wait_for_the_sync": 40,
+    "memory_on_its_way_out_is_given_away": 130,
+    "a_start_that_takes_too_long_is_forgotten": 100,
+    "a_deploy_is_told_before_it_is_written": 125,
+}
+"""Where to look first for those that only rare stories show: saves a few seconds, and nothing depends on it."""
+
+
+def find(name: str) -> int | None:
+    """Plant one defect in this process; return the seed whose story notices it, None where none does."""
+    logging.disable(logging.CRITICAL)
+    with pytest.MonkeyPatch.context() as patch:
+        next(plant for plant in PLANTS if plant.__name__ == name)(patch)
+        first = FIRST_SEEDS.get(name, 0)
+        for seed in range(first, first + SEEDS):
+            try:
+                run(seed)
+            except (Violation, Stuck, Spinning, BaseExceptionGroup):
+                return seed
+    return None
+
+
+@pytest.mark.timeout(120)
+def test_every_planted_defect_is_found() -> None:
+    names = [plant.__name__ for plant in PLANTS]
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        found = dict(zip(names, pool.map(find, names), strict=True))
+    assert [name for name, seed in found.items() if seed is None] == []
