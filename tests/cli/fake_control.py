@@ -83,6 +83,9 @@ def app(state: FakePlatform) -> Starlette:
     async def explain(_: Request) -> Response:
         return JSONResponse({"decisions": DECISIONS})
 
+    async def what_if(_: Request) -> Response:
+        return JSONResponse(FORECAST)
+
     async def logs(request: Request) -> Response:
         wanted = request.query_params.get("request_id")
         lines = [line for line in LOGS if wanted is None or wanted in line["line"]]
@@ -130,6 +133,7 @@ def app(state: FakePlatform) -> Starlette:
         Route(name + "/history", history),
         Route(name + "/rollback", rollback, methods=["POST"]),
         Route(name + "/explain", explain),
+        Route(name + "/what-if", what_if),
         Route(name + "/logs", logs),
         Route("/api/v1/bill", bill),
         Route("/api/v1/bill.csv", bill_csv),
@@ -290,6 +294,36 @@ DECISIONS = [
         "reason": "1 request waits and no replica runs",
     }
 ]
+_RECORDED: dict[str, Any] = {
+    "requests": 120,
+    "refused": 0,
+    "cold_starts": 3,
+    "cold_rate": 0.025,
+    "wait_us": {"p50": 250, "p95": 1500, "p99": 31_200},
+    "starts": 4,
+    "replica_us": 241_300_000,
+    "cost_nano": 61_000,
+    "busy_cost_nano": 40_000,
+    "cold_cost_nano": 6_000,
+    "idle_cost_nano": 15_000,
+    "request_cost_nano": 0,
+    "per_1000_cost_nano": 508_333,
+}
+FORECAST: dict[str, Any] = {
+    "name": "digits",
+    "revision": 2,
+    "changes": {"idle": [60.0, 10.0], "max": [None, 4]},
+    "since_ns": None,
+    "until_ns": None,
+    "span_s": 400_000.0,
+    "currency": "USD",
+    "recorded": _RECORDED,
+    "as_it_was": _RECORDED | {"wait_us": dict.fromkeys(("p50", "p95", "p99"))},
+    "what_if": _RECORDED | {"refused": 1, "cost_nano": 37_820},
+    "conclusion": "It would have cost 38 % less; 4 of 120 callers would have waited 60 ms longer.",
+    "weak": "The forecast is weak: 40 starts instead of 4.",
+    "notes": ["Nothing goes wrong in it."],
+}
 LOGS: list[dict[str, Any]] = [
     {"time": "2026-11-01T10:00:00Z", "replica": "digits-r1-aaaa", "line": "loaded"},
     {"replica": "digits-r1-aaaa", "line": "request w-7 took long"},

@@ -7,12 +7,13 @@ import os
 import pty
 import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import COMMAND, Served
-from tests.cli.fake_control import BILL, DECISIONS, DEPLOYMENT, HISTORY, LOGS, THREE
+from tests.cli.fake_control import BILL, DECISIONS, DEPLOYMENT, FORECAST, HISTORY, LOGS, THREE
 
 REQUEST = '{"inputs": [{"name": "pixels", "shape": [1, 1], "datatype": "FP32", "data": [[3]]}]}'
 
@@ -221,3 +222,29 @@ def test_completion_is_silent_where_no_platform_runs(served: Served, model: Call
     environment = {"_SERVE_COMPLETE": "complete_bash", "COMP_WORDS": "serve status d", "COMP_CWORD": "2"}
     result = served.serve(**environment, SERVE_URL="http://127.0.0.1:1")
     assert (result.out.strip(), result.err) == ("", "")
+
+
+def test_what_if_shows_recorded_simulated_and_forecast_side_by_side(digits: Served) -> None:
+    result = digits.serve("explain", "digits", "--what-if", "idle=10s,max=4", "--since", "2026-11-01T00:00+00:00")
+    assert result.exit_code == 0
+    lines = result.out.splitlines()
+    assert lines[0] == "digits revision 2, 4.6 days; idle: 60 → 10, max: unset → 4"
+    cells = {line[:16].strip(): line[16:].split() for line in lines[3:-2]}
+    assert lines[2].split() == ["FIGURE", "RECORDED", "AS", "IT", "WAS", "WHAT", "IF"]
+    assert cells["requests"] == ["120"] * 3
+    assert cells["refused"] == ["-", "0", "1"]
+    assert cells["cost, USD"] == ["0.000061", "0.000061", "0.00003782"]
+    assert cells["waiting p99"] == ["31.2", "ms", "-", "31.2", "ms"]
+    assert lines[-1] == FORECAST["conclusion"]
+    assert FORECAST["weak"] in result.err
+    asked = next(query for _, path, query in digits.state.calls if path.endswith("/what-if"))
+    assert asked == {"changes": "idle=10s,max=4", "since": "2026-11-01T00:00:00Z"}
+
+
+def test_what_if_looks_back_a_week_unless_told_and_gives_the_whole_answer_as_json(digits: Served) -> None:
+    assert digits.serve("explain", "digits", "--what-if", "min=1", "--json").json == FORECAST
+    since = datetime.fromisoformat(digits.state.calls[-1][2]["since"])
+    assert timedelta(days=6.9) < datetime.now(UTC) - since < timedelta(days=7.1)
+    result = digits.serve("explain", "digits", "--since", "1d")
+    assert result.exit_code == 2
+    assert "--since and --until belong to --what-if" in result.err

@@ -21,6 +21,7 @@ from tests.cli.fake_control import DEPLOYMENT, TOKEN
         ("status", "/deployments/digits"),
         ("history", "/deployments/digits/history"),
         ("explain", "/deployments/digits/explain"),
+        ("what_if", "/deployments/digits/what-if"),
         ("bill", "/bill"),
         ("verify_bill", "/bill/verify"),
     ],

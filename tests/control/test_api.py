@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import math
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ import pytest
 import uvicorn
 
 from autoscaler.history import DecisionRecord
+from serve.control.schemas import ANSWERS
 from serve.core.errors import ModelInvalid
 from serve.core.ids import RevisionKey
 from tests.cache.harness import models
@@ -327,6 +329,45 @@ async def test_an_upload_that_breaks_off_leaves_nothing(api: Served) -> None:
     await until(lambda: not api.platform.store._flights)
     assert api.platform.store.used_bytes == 0
     assert await reader.read() == b""
+
+
+# What if -------------------------------------------------------------------------------------------------------------
+
+
+async def test_what_if_asks_about_the_serving_revision_with_the_settings_changed(api: Served) -> None:
+    await api.deploy(idle=30)
+    path = "/deployments/digits/what-if"
+    jsonschema.validate(
+        await api.get(path, changes="idle=10s, max=4", since="1970-01-01T00:00:01Z"), ANSWERS["what_if"]
+    )
+    await api.get(path, changes="max=unset,stable-window=90")
+    assert api.platform.forecaster.asked == [
+        (RevisionKey("digits", 1), {"idle": 10.0, "max": 4}, 1_000_000_000, None),
+        (RevisionKey("digits", 1), {"stable_window": 90.0}, None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "words"),
+    [
+        ("", 400, "nothing is changed: write --what-if idle=10s,max=4"),
+        ("idle", 400, "'idle' changes nothing: write"),
+        ("idle=", 400, "'idle=' changes nothing: write"),
+        ("engine=python", 400, "'engine' cannot be simulated: --what-if takes idle, min, max"),
+        ("idel=3", 400, "'idel' is not a setting: --what-if takes idle"),
+        ("idle=1,idle=2", 400, "'idle' is given twice"),
+        ("idle=soon", 422, "'soon' is not a duration"),
+        ("min=4,max=2", 422, r"max \(2\) is below min \(4\)"),
+    ],
+)
+async def test_what_cannot_be_simulated_is_one_sentence_that_says_what_can(
+    api: Served, changes: str, status: int, words: str
+) -> None:
+    await api.deploy()
+    answer = await api.client.get("/api/v1/deployments/digits/what-if", params={"changes": changes})
+    body = refusal(answer, status, "bad_request" if status == 400 else "invalid_spec")
+    assert re.search(words, body["error"])
+    assert api.platform.forecaster.asked == []
 
 
 # Looking and changing ------------------------------------------------------------------------------------------------
