@@ -29,7 +29,7 @@ test: check ## everything that CI asks for
 chaos: .venv/dev.stamp ## a million requests while replicas, zygote, ledger and platform are killed; then the audit
 	.venv/bin/python -m tests.chaos --requests 1000000
 
-fuzz: .venv/dev.stamp ## fuzz parsers, then the simulator with new seeds, until stopped (FUZZ_S=60: as many seconds for each)
+fuzz: .venv/dev.stamp ## fuzz parsers and whole processes, then the simulator with new seeds until stopped (FUZZ_S=60: seconds of the two searches)
 	.venv/bin/python -m tests.fuzz all --seconds $(or $(FUZZ_S),600)
 	.venv/bin/python -m tests.sim $(if $(FUZZ_S),--seconds $(FUZZ_S))
 

@@ -6,10 +6,10 @@ from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from billing.prices import PriceBook, Prices
+from serve.core.yaml_file import read_yaml
 
 DEFAULT_FILE = Path(__file__).with_name("default_prices.yaml")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -63,11 +63,11 @@ def load_price_book(path: Path | None = None) -> PriceBook:
     """Return the price book in `path`, or the built-in one where the file does not exist. Raise PriceBookError."""
     chosen = path if path is not None and path.exists() else DEFAULT_FILE
     try:
-        book = _Book.model_validate(yaml.safe_load(chosen.read_text()))
+        book = _Book.model_validate(read_yaml(chosen))
         return PriceBook(entry.prices() for entry in book.prices)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"]) or "the file"
         raise PriceBookError(f"{chosen}: {where}: {first['msg']}; correct it or remove the file") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise PriceBookError(f"{chosen}: {' '.join(str(error).split())}; correct it or remove the file") from error

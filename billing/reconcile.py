@@ -103,8 +103,8 @@ def judged(life: RecordedLife, counted: Counted) -> Reconciled:
     most_us = granted_us + granted_us * _TOLERANCE_PERCENT // 100 + _TOLERANCE_US
     if counted.cpu_us is not None and counted.cpu_us > most_us:
         flags.append(
-            f"it used {_seconds(counted.cpu_us)} core seconds, and was charged {_seconds(granted_us)}: its threads "
-            "spin, or it works while no request is inside"
+            f"it used {_seconds(counted.cpu_us)} core seconds, and was charged {_seconds(granted_us)}: reading "
+            "and sending many small requests is not metered, else its threads spin, or it works with none inside"
         )
     if counted.own_mib is not None and counted.own_mib > life.memory_mib + _TOLERANCE_MIB:
         flags.append(f"it held {counted.own_mib} MiB of its own, and is charged for {life.memory_mib} MiB")

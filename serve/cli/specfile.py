@@ -15,7 +15,7 @@ def read_document(path: str | None) -> dict[str, Any]:
     """Return what `serve.yaml` says; {} without a file. A relative `model` counts from the file's folder."""
     if path is None:
         return {}
-    from serve.cli.yaml_file import YamlError, read_yaml
+    from serve.core.yaml_file import YamlError, read_yaml
 
     try:
         document = read_yaml(user_path(path))

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """The longest key that an importer lies in is its rule."""
 
 LIBRARIES: dict[str, set[str]] = {
-    "serve.core": {"pydantic", "pydantic_settings", "pytimeparse2", "orjson", "prometheus_client"},
+    "serve.core": {"pydantic", "pydantic_settings", "pytimeparse2", "orjson", "prometheus_client", "yaml"},
     "runtime": {"numpy"},
 } | {module: set() for module in (*WIRE, "serve.core.home", "serve.core.clock", "runtime.zygote", "runtime.__main__")}
 """Packages that are kept small: all that they may import of others. Their engines have homes of their own."""

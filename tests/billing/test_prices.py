@@ -102,6 +102,7 @@ def test_a_book_of_dated_entries_is_read_in_utc(tmp_path: Path) -> None:
         ("prices: [{from: 2026-01-01}, {from: 2027-01-01, currency: EUR}]", "mixes currencies"),
         ("prices: [{from: 2026-01-01}, {from: 2026-01-01}]", "same `from`"),
         ("prices: [", "while parsing"),
+        ("prices: " + "[" * 3000, "nests deeper than 50 levels"),
     ],
 )
 def test_a_bad_book_is_refused_with_file_and_reason(tmp_path: Path, text: str, sentence: str) -> None:
