@@ -18,7 +18,7 @@ def show(answer: dict[str, Any]) -> None:
     emit("")
     rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("requests", lambda side: f"{side['requests']:,}"),
-        ("refused", lambda side: f"{side['refused']:,}"),
+        ("refused", lambda side: "-" if side["refused"] is None else f"{side['refused']:,}"),
         ("cold-start rate", lambda side: f"{side['cold_rate'] * 100:.1f} %"),
         *((f"waiting {key}", _wait(key)) for key in ("p50", "p95", "p99")),
         (f"cost, {currency}", _cost("cost_nano")),
@@ -30,7 +30,7 @@ def show(answer: dict[str, Any]) -> None:
     ]
     emit_table(
         ("FIGURE", *_COLUMNS.values()),
-        ((label, *(_of(answer, side, label, cell) for side in _COLUMNS)) for label, cell in rows),
+        ((label, *(cell(answer[side]) for side in _COLUMNS)) for label, cell in rows),
         right=(1, 2, 3),
     )
     emit("")
@@ -39,10 +39,6 @@ def show(answer: dict[str, Any]) -> None:
         note(answer["weak"])
     for text in answer["notes"]:
         note(text)
-
-
-def _of(answer: dict[str, Any], side: str, label: str, cell: Callable[[dict[str, Any]], str]) -> str:
-    return "-" if side == "recorded" and label == "refused" else cell(answer[side])  # refusals leave no record
 
 
 def _wait(key: str) -> Callable[[dict[str, Any]], str]:

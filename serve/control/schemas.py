@@ -168,8 +168,9 @@ _REQUEST = _object(
 )
 _QUANTILES = _object(p50=_or_null(_COUNT), p95=_or_null(_COUNT), p99=_or_null(_COUNT))
 _SIMULATED = _object(
-    **dict.fromkeys(("requests", "refused", "cold_starts", "starts", "replica_us", "per_1000_cost_nano"), _COUNT),
+    **dict.fromkeys(("requests", "cold_starts", "starts", "replica_us", "per_1000_cost_nano"), _COUNT),
     **dict.fromkeys([f"{part}cost_nano" for part in ("", "busy_", "cold_", "idle_", "request_")], _COUNT),
+    refused=_or_null(_COUNT),  # null of what was recorded: nobody knows
     cold_rate=_NUMBER,
     wait_us=_QUANTILES,
 )

@@ -62,7 +62,7 @@ def forecast(question: Question) -> dict[str, Any]:
         "until_ns": question.until_ns,
         "span_s": sum(stretch.end_ns - stretch.begin_ns for stretch in recording.stretches) / NS_PER_S,
         "currency": question.site.prices.currency,
-        "recorded": recorded.as_json(),
+        "recorded": recorded.as_json() | {"refused": None},
         "as_it_was": as_it_was.as_json(),
         "what_if": what_if.as_json(),
         "conclusion": conclusion(as_it_was, what_if),

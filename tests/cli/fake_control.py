@@ -317,7 +317,7 @@ FORECAST: dict[str, Any] = {
     "until_ns": None,
     "span_s": 400_000.0,
     "currency": "USD",
-    "recorded": _RECORDED,
+    "recorded": _RECORDED | {"refused": None},
     "as_it_was": _RECORDED | {"wait_us": dict.fromkeys(("p50", "p95", "p99"))},
     "what_if": _RECORDED | {"refused": 1, "cost_nano": 37_820},
     "conclusion": "It would have cost 38 % less; 4 of 120 callers would have waited 60 ms longer.",

@@ -31,7 +31,8 @@ def test_as_it_was_is_what_was_recorded_to_the_microsecond_and_the_nano(tmp_path
     assert answer["recorded"]["requests"] == 6
     assert answer["recorded"]["cold_starts"] == answer["recorded"]["starts"] == 3
     assert answer["recorded"]["wait_us"] == {"p50": 0, "p95": COLD_US, "p99": COLD_US}
-    assert answer["as_it_was"] == answer["what_if"] == answer["recorded"]
+    assert answer["as_it_was"] == answer["what_if"] == answer["recorded"] | {"refused": 0}
+    assert answer["recorded"]["refused"] is None
     assert answer["conclusion"] == "It would have cost the same; nobody would have waited longer or less."
     assert answer["weak"] is None
 
