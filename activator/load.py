@@ -12,7 +12,7 @@ class Load:
     nothing here. `now_ns` never goes back.
     """
 
-    __slots__ = ("_arrivals", "_changed_ns", "_integral_ns", "_peak", "concurrency", "last_active_ns")
+    __slots__ = ("_arrivals", "_changed_ns", "_integral_ns", "_peak", "_turned_away", "concurrency", "last_active_ns")
 
     def __init__(self) -> None:
         self.concurrency = 0
@@ -20,6 +20,7 @@ class Load:
         self.last_active_ns = 0
         """When a call last came to an end, or was turned away; 0 = never."""
         self._arrivals = 0
+        self._turned_away = 0
         self._peak = 0
         self._integral_ns = 0
         self._changed_ns = 0
@@ -43,6 +44,7 @@ class Load:
     def turned_away(self, now_ns: int) -> None:
         """A call came that could not be accepted: it counts as demand for an instant."""
         self._arrivals += 1
+        self._turned_away += 1
         self._peak = max(self._peak, self.concurrency + 1)
         self.last_active_ns = now_ns
 
@@ -57,5 +59,6 @@ class Load:
             concurrency_ns=self._integral_ns,
             peak=peak,
             arrivals=self._arrivals,
+            turned_away=self._turned_away,
             last_active_ns=now_ns if self.concurrency else self.last_active_ns,
         )

@@ -26,7 +26,7 @@ from serve.core.metrics import Metrics
 from serve.core.revision import Revision, Route, State
 from serve.core.scaling import Demand, DemandListener, Exited, ReplicaInfo
 
-_NO_DEMAND = Demand(0, 0, 0, 0, 0, 0)
+_NO_DEMAND = Demand(0, 0, 0, 0, 0, 0, 0)
 
 
 class ProbeResult(NamedTuple):

@@ -94,8 +94,8 @@ class ScalingState:
     """What one decision leaves to the next."""
 
     window: DemandWindow = field(default_factory=DemandWindow)
-    arrivals: int = 0
-    """Arrivals at the last reading."""
+    turned_away: int = 0
+    """Requests turned away until the last reading."""
     panic_until_ns: int = 0
     """0: not in panic."""
     panic_replicas: int = 0
@@ -118,19 +118,20 @@ class Decision:
 
 def decide(settings: Settings, observed: Observed, state: ScalingState, now_ns: int) -> Decision:
     """Return how many replicas there should be. Readings must come in order of time."""
-    arrived = max(0, observed.demand.arrivals - state.arrivals)
-    if observed.load == 0 and not (arrived and observed.live == 0):
+    # Not all arrivals: most were answered since, by replicas that may be gone, and need none.
+    turned_away = max(0, observed.demand.turned_away - state.turned_away)
+    if observed.load == 0 and not (turned_away and observed.live == 0):
         resting = _at_rest(settings, observed, now_ns)
         if resting is not None:
             replicas, reason = resting
             # Nothing of the past matters any more, and ten thousand idle revisions should weigh nothing.
-            return Decision(replicas, reason, ScalingState(arrivals=observed.demand.arrivals), None)
+            return Decision(replicas, reason, ScalingState(turned_away=observed.demand.turned_away), None)
     window = state.window.add(
         Sample(now_ns, observed.demand.concurrency_ns, max(observed.demand.peak, observed.load)),
         settings.stable_ns,
         bucket_ns(settings.panic_ns),
     )
-    return _by_load(settings, observed, state, window, arrived, now_ns)
+    return _by_load(settings, observed, state, window, turned_away, now_ns)
 
 
 def _floor(settings: Settings, observed: Observed) -> int:
@@ -160,12 +161,12 @@ def _idle_at_ns(settings: Settings, observed: Observed) -> int:
 
 
 def _by_load(
-    settings: Settings, observed: Observed, state: ScalingState, window: DemandWindow, arrived: int, now_ns: int
+    settings: Settings, observed: Observed, state: ScalingState, window: DemandWindow, turned_away: int, now_ns: int
 ) -> Decision:
     live = observed.live
     wanted, reason, panic_until_ns, panic_replicas = _by_windows(settings, observed, state, window, now_ns)
     if live == 0 and wanted <= 1:
-        reason = _first_request(observed, arrived)
+        reason = _first_request(observed, turned_away)
     if observed.load == 0 and observed.demand.peak == 0 and live and wanted > live:
         wanted, reason = live, "nobody asks now"
     # What must not go: something to answer with, what is running or on its way, and half of the rest.
@@ -177,7 +178,7 @@ def _by_load(
     if settings.max is not None and wanted > settings.max:
         wanted = settings.max
         reason += f"; max is {settings.max}"
-    next_state = ScalingState(window, observed.demand.arrivals, panic_until_ns, panic_replicas)
+    next_state = ScalingState(window, observed.demand.turned_away, panic_until_ns, panic_replicas)
     wake_at_ns = _wake_at_ns(settings, observed, next_state, now_ns)
     return Decision(wanted, f"{reason}: {_change(live, wanted)}", next_state, wake_at_ns)
 
@@ -230,10 +231,10 @@ def _wake_at_ns(settings: Settings, observed: Observed, state: ScalingState, now
 # Sentences -----------------------------------------------------------------------------------------------------------
 
 
-def _first_request(observed: Observed, arrived: int) -> str:
+def _first_request(observed: Observed, turned_away: int) -> str:
     if observed.demand.pending:
         return f"{_count(observed.demand.pending, 'request waits', 'requests wait')} and no replica runs"
-    return f"{_count(arrived, 'request', 'requests')} came and could not wait, and no replica runs"
+    return f"{_count(turned_away, 'request', 'requests')} came and could not wait, and no replica runs"
 
 
 def _now(observed: Observed) -> str:

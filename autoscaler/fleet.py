@@ -95,8 +95,8 @@ class Fleet:
         )
 
     def forget_demand(self, demand: Demand) -> None:
-        """What came so far was refused: only new arrivals count."""
-        self.state = ScalingState(arrivals=demand.arrivals)
+        """What came so far was refused: only what comes from now on counts."""
+        self.state = ScalingState(turned_away=demand.turned_away)
         self._peak = 0
 
     # Replicas --------------------------------------------------------------------------------------------------------

@@ -32,7 +32,9 @@ class Demand:
     peak: int
     """Highest (in flight + pending) since the previous reading: latches bursts that end between two readings."""
     arrivals: int
-    """Requests accepted since start."""
+    """Requests that came since start, whatever became of them."""
+    turned_away: int
+    """Those of them that could neither be answered nor wait, since start: nothing else tells of them afterwards."""
     last_active_ns: int
     """Monotonic time when something was last in flight or pending; `now` while there is. 0 = never."""
 

@@ -76,7 +76,7 @@ class GateMachine(RuleBasedStateMachine):
         world = self.world
         gate = world.gate
         was_full = gate.pending >= QUEUE
-        before = gate._load._arrivals
+        before, turned_away = gate._load._arrivals, gate._load._turned_away
         error = world.loop.act(lambda: world.submit(body, int(timeout_s * NS_PER_S), int(wait_s * NS_PER_S)))
         if error is not None:
             assert isinstance(error, UnknownVersion | QueueFull | QueueTimeout | ModelFailed)
@@ -84,6 +84,7 @@ class GateMachine(RuleBasedStateMachine):
             assert not isinstance(error, QueueFull) or was_full
             assert not isinstance(error, QueueTimeout) or wait_s == 0
             assert gate.is_removed or gate._load._arrivals == before + 1, "what is turned away is demand, too"
+            assert gate.is_removed or gate._load._turned_away == turned_away + 1
 
     @precondition(lambda self: self.world.calls)
     @rule(which=INDEX, settle=st.booleans())

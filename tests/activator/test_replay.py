@@ -192,7 +192,8 @@ def test_whoever_is_turned_away_before_its_body_is_read_wakes_the_model_too(worl
     with pytest.raises(QueueFull):
         world.loop.act(world.gate.check_queue)
     assert world.listener.pokes == pokes + 1
-    assert world.router.demand(KEY, world.loop.now_ns).arrivals == QUEUE + 1
+    demand = world.router.demand(KEY, world.loop.now_ns)
+    assert (demand.arrivals, demand.turned_away) == (QUEUE + 1, 1)
 
 
 def test_a_revision_removed_too_early_answers_what_is_inside_and_is_forgotten_with_its_last_replica(

@@ -19,7 +19,8 @@ DEFAULTS = Settings(min=0, max=None, concurrency=1, target=0.7, idle_ns=60 * S, 
 
 
 def demand(in_flight: int = 0, pending: int = 0, **figures: int) -> Demand:
-    given_figures = {"concurrency_ns": 0, "peak": in_flight + pending, "arrivals": 0, "last_active_ns": T0}
+    given_figures = {"concurrency_ns": 0, "peak": in_flight + pending, "arrivals": 0, "turned_away": 0}
+    given_figures["last_active_ns"] = T0
     return Demand(in_flight, pending, **(given_figures | figures))
 
 
@@ -59,14 +60,20 @@ def test_requests_at_zero_order_one_replica_at_once() -> None:
 
 
 def test_arrival_that_could_not_wait_orders_one_too() -> None:
-    decision = decide(DEFAULTS, observed(demand(arrivals=5)), ScalingState(arrivals=4), T0)
+    decision = decide(DEFAULTS, observed(demand(arrivals=5, turned_away=2)), ScalingState(turned_away=1), T0)
     assert decision.replicas == 1
     assert decision.reason == "1 request came and could not wait, and no replica runs: 0 → 1"
 
 
 def test_nobody_at_zero_changes_nothing_and_is_never_looked_at_again() -> None:
-    decision = decide(DEFAULTS, observed(demand(arrivals=4)), ScalingState(arrivals=4), T0)
+    decision = decide(DEFAULTS, observed(demand(arrivals=4, turned_away=4)), ScalingState(turned_away=4), T0)
     assert (decision.replicas, decision.wake_at_ns) == (0, None)
+
+
+def test_requests_answered_before_the_last_replica_was_lost_order_none() -> None:
+    running = decide(DEFAULTS, observed(demand(in_flight=1, arrivals=1), ready=1), ScalingState(), T0)
+    lost = decide(DEFAULTS, observed(demand(arrivals=385, peak=1)), running.state, T0 + S)
+    assert (lost.replicas, lost.wake_at_ns) == (0, None)
 
 
 def test_first_reading_of_running_replicas_is_no_data_and_changes_nothing() -> None:
@@ -216,7 +223,7 @@ settings_strategy = st.builds(
 @st.composite
 def histories(draw: st.DrawFn) -> list[tuple[int, Observed]]:
     """Readings of a revision at irregular times, honest among themselves."""
-    now_ns, integral_ns, arrivals, last_active_ns = T0, 0, 0, 0
+    now_ns, integral_ns, arrivals, turned_away, last_active_ns = T0, 0, 0, 0, 0
     readings: list[tuple[int, Observed]] = []
     for _ in range(draw(st.integers(1, 12))):
         elapsed_ns = draw(st.integers(1, 30 * S))
@@ -224,14 +231,15 @@ def histories(draw: st.DrawFn) -> list[tuple[int, Observed]]:
         load = draw(st.integers(0, 40) | st.just(0))
         peak = load + draw(st.integers(0, 40))
         integral_ns += draw(st.integers(0, peak)) * elapsed_ns
-        arrivals += draw(st.integers(0, 50)) if peak else 0
+        came = draw(st.integers(0, 50)) if peak else 0
+        arrivals, turned_away = arrivals + came, turned_away + draw(st.integers(0, came))
         if load:
             last_active_ns = now_ns
         elif peak:
             last_active_ns = now_ns - draw(st.integers(0, elapsed_ns))
         in_flight = draw(st.integers(0, load))
         ready = draw(st.integers(1 if in_flight else 0, 10))
-        what = Demand(in_flight, load - in_flight, integral_ns, peak, arrivals, last_active_ns)
+        what = Demand(in_flight, load - in_flight, integral_ns, peak, arrivals, turned_away, last_active_ns)
         busy = draw(st.integers(1, min(ready, in_flight))) if in_flight else 0
         seen = Observed(what, draw(st.integers(0, 4)), ready, busy, draw(st.booleans()), draw(st.booleans()))
         readings.append((now_ns, seen))

@@ -36,6 +36,20 @@ async def test_crash_of_a_busy_replica_is_replaced_at_once_and_its_request_answe
         assert f"{crashed} ended by itself: killed by SIGSEGV" in world.reasons()
 
 
+async def test_a_replica_lost_right_after_it_answered_is_not_replaced(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        key = world.add(idle=60)
+        world.pool.ask(key, duration_s=0.1)
+        await asyncio.sleep(10)
+        for _ in range(5):
+            (request,) = world.pool.ask(key, duration_s=0.01)
+            await asyncio.sleep(0.02)
+            assert request.answered_ns
+        world.driver.crash(world.running()[0])
+        await asyncio.sleep(10)
+        assert len(world.driver.ordered) == 1, "\n".join(world.reasons())
+
+
 async def test_crash_without_any_request_is_not_replaced(tmp_path: Path) -> None:
     async with a_world(tmp_path) as world:
         key = world.add(idle=60)
