@@ -179,9 +179,9 @@ class Scaler:
             if end.exited is None or not end.exited.is_killed_from_outside:
                 now_ns = self._clock.monotonic_ns()
                 fleet.backoff.crashed(now_ns - replica.ready_ns, now_ns)
-            self.decisions.add(fleet.key, fleet.live + 1, fleet.live, f"{replica.id} ended by itself: {end.message}")
+            self.decisions.add(fleet.key, fleet.live + 1, fleet.live, end.message)
         elif replica.stop_reason is ExitReason.EXECUTION_TIMEOUT:
-            self.decisions.add(fleet.key, fleet.live + 1, fleet.live, f"{replica.id} was killed: {end.message}")
+            self.decisions.add(fleet.key, fleet.live + 1, fleet.live, end.message)
 
     def _start_failed(self, fleet: Fleet, replica: Replica, end: End) -> None:
         live = fleet.live

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from autoscaler.drivers.base import DriverError, ReplicaObserver
+from autoscaler.drivers.log import ReplicaLog
 from autoscaler.drivers.oom import OomKills
 from autoscaler.drivers.processes import ExitStatus, Process
 from serve.core.clock import Clock
@@ -27,54 +27,6 @@ START_S = 30.0
 """Longest time until a process runs and has its order; loading is not part of it."""
 LAST_FRAMES_S = 1.0
 """Longest wait for the end of a dead replica's socket: something else may hold it open."""
-_LAST_WORDS_BYTES = 4096
-_LAST_WORDS_LINES = 6
-
-
-class ReplicaLog:
-    """The file that takes a replica's stdout and stderr; `fd` is ours until `close`."""
-
-    def __init__(self, file: Path) -> None:
-        """Open `file` for appending, with its folder; where that cannot be, nowhere: serving matters more than logs.
-
-        Raise DriverError where nothing at all can be opened.
-        """
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        try:
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.fd = os.open(file, flags, 0o600)
-        except OSError as error:
-            log.warning("a log cannot be written: what it should hold is lost", extra={"error": str(error)})
-            file = Path(os.devnull)
-            try:
-                self.fd = os.open(file, flags)
-            except OSError as also:
-                raise DriverError(f"cannot write the replica's log: {also.strerror}") from also
-        self._file = file
-        self._start_bytes = os.fstat(self.fd).st_size
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def last_words(self) -> str:
-        """Return the last lines this replica wrote, as one line of printable text; empty where it wrote nothing.
-
-        Where Python reported a fatal signal, the lines from there on: the innermost calls come first in them.
-        """
-        try:
-            with self._file.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(self._start_bytes, size - _LAST_WORDS_BYTES))
-                text = file.read(_LAST_WORDS_BYTES).decode(errors="replace")
-        except OSError:
-            return ""
-        lines = ["".join(char if char.isprintable() else " " for char in line).strip() for line in text.splitlines()]
-        lines = [line for line in lines if line]
-        fatal = [number for number, line in enumerate(lines) if line.startswith("Fatal Python error")]
-        start = fatal[-1] if fatal else max(0, len(lines) - _LAST_WORDS_LINES)
-        return " | ".join(lines[start : start + _LAST_WORDS_LINES])
 
 
 class ReplicaLife:

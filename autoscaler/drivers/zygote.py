@@ -19,8 +19,8 @@ from pathlib import Path
 
 from autoscaler.drivers.base import DriverError
 from autoscaler.drivers.environment import REPLICA_ID_BYTES, runtime_environment
+from autoscaler.drivers.log import ReplicaLog
 from autoscaler.drivers.processes import CLOSE_S, ChildProcess, Children, ExitStatus, spawn
-from autoscaler.drivers.replica import ReplicaLog
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ async def test_crash_of_a_busy_replica_is_replaced_at_once_and_its_request_answe
         await asyncio.sleep(1.2)
         assert request.answered_ns
         assert request.replica != crashed
-        assert f"{crashed} ended by itself: killed by SIGSEGV" in world.reasons()
+        assert f"{crashed} was ended by signal SIGSEGV" in world.reasons()
 
 
 async def test_a_replica_lost_right_after_it_answered_is_not_replaced(tmp_path: Path) -> None:
@@ -258,6 +258,7 @@ async def test_request_that_takes_too_long_gets_its_replica_killed(tmp_path: Pat
         world.autoscaler.replica_overdue(ReplicaId(replica), "a request took longer than execution_timeout (1 s)")
         await asyncio.sleep(0.01)
         assert world.pool.gone[0].reason is ExitReason.EXECUTION_TIMEOUT
+        assert f"{replica} was killed by the platform (execution_timeout)" in world.reasons()
         world.pool.give_up(key)
 
 

@@ -135,13 +135,17 @@ class FakeDriver:
         self.kills.append((replica_id, reason))
         process = self.processes.get(replica_id)
         if process is not None:
-            process.pending.append(self._loop.call_later(0.001, self.end, process, reason, "killed"))
+            process.pending.append(
+                self._loop.call_later(
+                    0.001, self.end, process, reason, f"{replica_id} was killed by the platform ({reason.value})"
+                )
+            )
 
-    def crash(self, replica_id: str, message: str = "killed by SIGSEGV", number: int = signal.SIGSEGV) -> None:
-        self.end(self.processes[replica_id], ExitReason.CRASHED, message, number)
+    def crash(self, replica_id: str, how: str = "was ended by signal SIGSEGV", number: int = signal.SIGSEGV) -> None:
+        self.end(self.processes[replica_id], ExitReason.CRASHED, f"{replica_id} {how}", number)
 
     def kill_from_outside(self, replica_id: str) -> None:
-        self.crash(replica_id, "killed by SIGKILL", signal.SIGKILL)
+        self.crash(replica_id, "was ended by signal SIGKILL", signal.SIGKILL)
 
     def report(self, replica_id: str, event: Event) -> None:
         self.processes[replica_id].observer.replica_event(ReplicaId(replica_id), event)
