@@ -21,7 +21,7 @@ class Effect(StrEnum):
 class Work(NamedTuple):
     """One request's part in a run."""
 
-    run_us: int = 1000
+    run_us: int = 150_000
     """How long the run takes with this request in it, at least."""
     rows: int = 1
     effect: Effect = Effect.ANSWER
