@@ -52,8 +52,9 @@ class Crowd:
             self._somebody_left.set()
 
     async def finished(self) -> None:
-        """Return when nobody is owed anything: for the time of a drain, in which who is answered leaves."""
-        while busy := {member for member in self.members if not member.is_resting or member.is_asking}:
+        """Return when none of those who are here now is owed anything: in a drain, in which who is answered leaves."""
+        here = set(self.members)
+        while busy := {member for member in here & self.members if not member.is_resting or member.is_asking}:
             self._busy = busy
             await self._next_departure()
 

@@ -49,16 +49,12 @@ class FrontDoor:
         servers = [await loop.create_server(self.connection, sock=sock, backlog=_BACKLOG) for sock in sockets]
         try:
             await self._stopping.wait()
-            await self._accept_rest(sockets)
+            await self._drain(drain_timeout_s, servers, sockets)
         finally:
-            for server in servers:
-                server.close()
-            for sock in sockets:
-                sock.close()
-        await self._drain(drain_timeout_s)
+            _close(servers, sockets)
 
     def stop(self) -> None:
-        """Close the listeners and idle connections; answers under way may finish."""
+        """Let answers under way finish, tell who comes meanwhile to come back later, then close all."""
         self._stopping.set()
 
     def connection(self) -> FrontDoorProtocol:
@@ -77,8 +73,11 @@ class FrontDoor:
                     connection.setblocking(False)
                     await loop.connect_accepted_socket(self.connection, connection)
 
-    async def _drain(self, timeout_s: float) -> None:
-        """Answer what is asked; requests half there, and answers that nobody takes, are waited for a little."""
+    async def _drain(self, timeout_s: float, servers: list[asyncio.Server], sockets: list[socket.socket]) -> None:
+        """Answer what is asked; requests half there, and answers that nobody takes, are waited for a little.
+
+        The listeners stay open for as long as somebody is waited for: who comes then hears when to come back.
+        """
         self.crowd.is_draining = True
         for connection in self.connections:
             connection.shutdown()
@@ -86,6 +85,11 @@ class FrontDoor:
         grace = loop.call_later(min(timeout_s, self.limits.drain_grace_s), self._end_grace)
         try:
             async with asyncio.timeout(timeout_s + _LAST_ANSWERS_S):
+                await self.crowd.finished()
+                await self._accept_rest(sockets)
+                _close(servers, sockets)
+                grace.cancel()
+                grace = loop.call_later(min(timeout_s, self.limits.drain_grace_s), self._end_grace)
                 await self.crowd.finished()
                 for connection in list(self.connections):
                     connection.transport.close()
@@ -103,6 +107,13 @@ class FrontDoor:
     def _end_grace(self) -> None:
         for connection in list(self.connections):
             connection.end_grace()
+
+
+def _close(servers: list[asyncio.Server], sockets: list[socket.socket]) -> None:
+    for server in servers:
+        server.close()
+    for sock in sockets:
+        sock.close()
 
 
 def listen(host: str, port: int) -> socket.socket:
