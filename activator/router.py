@@ -90,9 +90,9 @@ class Router:
 
     def remove_revision(self, key: RevisionKey) -> None:
         """Forget a revision: what still waits is told so, what is inside a replica may finish."""
+        self.retire_revision(key)
         gate = self._gates.get(key)
         if gate is not None:
-            gate.remove()
             self._forget_if_over(gate)
 
     def route(self, route: Route) -> None:

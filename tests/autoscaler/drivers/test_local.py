@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -22,15 +21,6 @@ from serve.core.ids import ReplicaId
 from tests.contract.replicas import Caller, Observer, children_of_ours, scripted
 
 ROW = (1.0, 2.0, 3.0, 4.0)
-
-
-@pytest.fixture
-async def driver(tmp_path: Path) -> AsyncIterator[LocalDriver]:
-    driver = LocalDriver(tmp_path, flavour="bare")
-    await driver.open()
-    yield driver
-    await driver.close()
-    assert not children_of_ours()
 
 
 def kill_zygote(driver: LocalDriver) -> int:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -22,15 +21,6 @@ from serve.core.ids import ReplicaId
 from tests.contract.replicas import Caller, Observer, children_of_ours, scripted
 
 ROW = (1.0, 2.0, 3.0, 4.0)
-
-
-@pytest.fixture
-async def driver(tmp_path: Path) -> AsyncIterator[LocalDriver]:
-    driver = LocalDriver(tmp_path, flavour="bare")
-    await driver.open()
-    yield driver
-    await driver.close()
-    assert not children_of_ours()
 
 
 def parent_of(pid: int) -> int:
